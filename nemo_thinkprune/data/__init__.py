@@ -1,0 +1,1 @@
+"""Problems, prompts and the ledger of what was trained."""

@@ -1,0 +1,1 @@
+"""The Megatron-Core policy: build, load, log-probs, update, save."""

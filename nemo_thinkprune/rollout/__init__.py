@@ -1,0 +1,1 @@
+"""Token generation on the policy's own weights."""

@@ -1,0 +1,1 @@
+"""What runs when: limits, selection, hand-over."""

@@ -1,0 +1,1 @@
+"""The single-machine engine: ranks, steps, checkpoints, survival."""
