@@ -1,0 +1,190 @@
+"""The one module that knows on which device Megatron-Core runs.
+
+Megatron-Core 0.16 assumes CUDA in its factory calls, its RNG tracker, its checkpoint writer and some dtype
+checks. On a CPU machine `megatron_device` redirects those few places for the length of a `with` block and puts
+them back on exit; on a GPU machine it selects the device and patches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import resource
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_thinkprune.recipe.errors import UserError
+
+CPU_TENSOR_TYPES = {
+    torch.float32: "torch.cuda.FloatTensor",
+    torch.bfloat16: "torch.cuda.BFloat16Tensor",
+    torch.float16: "torch.cuda.HalfTensor",
+}
+FACTORIES = ("zeros", "ones", "empty", "full", "tensor", "arange", "rand", "randn")
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda` into this rank's device; UserError if CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("thinkprune.runtime.device is cuda but no GPU is visible: set it to cpu or auto")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def collective_backend(device: torch.device) -> str:
+    """The torch.distributed backend that moves tensors of `device`."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+@contextmanager
+def megatron_device(device: torch.device, *, threads: int = 1, seed: int = 0) -> Iterator[None]:
+    """Run Megatron-Core on `device` inside the block; every redirection is undone on exit."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+        warnings.filterwarnings("ignore", message="Apex is not installed.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            yield
+        else:
+            with _cpu_redirections():
+                yield
+
+
+@contextmanager
+def _cpu_redirections() -> Iterator[None]:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    with ExitStack() as stack:
+        for name in FACTORIES:
+            stack.enter_context(patch.object(torch, name, _on_cpu(getattr(torch, name))))
+        redirect = [
+            (torch.cuda, "current_device", lambda: "cpu"),
+            (torch.cuda, "synchronize", lambda *_: None),
+            (torch.Tensor, "cuda", lambda self, *_, **__: self),
+            (torch.Tensor, "type", _type_as_if_cuda(torch.Tensor.type)),
+            (megatron_random.CudaRNGStatesTracker, "fork", lambda self, *_, **__: nullcontext()),
+            (megatron_random, "_get_cuda_rng_state", lambda *_, **__: None),
+            (megatron_random, "_set_cuda_rng_state", lambda *_, **__: None),
+            (filesystem_async.FileSystemWriterAsync, "write_preloaded_data_multiproc", _write_in_process),
+            (filesystem_async, "_get_write_results_queue", queue.Queue),
+        ]
+        for owner, name, replacement in redirect:
+            value = staticmethod(replacement) if replacement is _write_in_process else replacement
+            stack.enter_context(patch.object(owner, name, value))
+        yield
+
+
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def redirected(*args: Any, **kwargs: Any) -> Tensor:
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return redirected
+
+
+def _type_as_if_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Megatron's optimizers dispatch on the string 'torch.cuda.FloatTensor'.
+    def type_of(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return CPU_TENSOR_TYPES.get(self.dtype, original(self))
+
+    return type_of
+
+
+def _write_in_process(
+    transform_list: list, use_msc: bool, rank: int, write_buckets: list, global_results_queue: Any
+) -> None:
+    """Write a rank's shards in this process: there is no device memory from which to fork safely away."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    done: queue.Queue = queue.Queue()
+    pending: queue.Queue = queue.Queue()
+    results: dict[int, Any] = {}
+    for index, bucket in enumerate(write_buckets):
+        pending.put(index)
+        FileSystemWriterAsync.write_preloaded_data(
+            transform_list, index, bucket, done, pending, True, use_msc=use_msc
+        )
+        _, results[index] = done.get_nowait()
+    failures = [x for x in results.values() if isinstance(x, Exception)]
+    global_results_queue.put(failures[0] if failures else results)
+
+
+class SdpaCoreAttention(torch.nn.Module):
+    """Causal attention core on `scaled_dot_product_attention`, padded or packed (THD), grouped-query.
+
+    Stands where Megatron-Core's unfused `DotProductAttention` stands in the local layer spec, which builds
+    [s, s] score matrices and refuses packed sequences.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__()
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Attend causally.
+
+        Args:
+            query: [s, b, heads, d], or packed [t, heads, d].
+            key, value: [s, b, kv heads, d], or packed [t, kv heads, d].
+
+        Returns:
+            [s, b, heads * d], or packed [t, heads * d].
+        """
+        if packed_seq_params is None:
+            context = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+            return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        packed = [self._attend(*(x.transpose(0, 1).unsqueeze(0) for x in part)) for part in parts]
+        return torch.cat([x.squeeze(0).transpose(0, 1).flatten(1) for x in packed])
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        groups = query.size(1) // key.size(1)
+        if groups > 1:  # repeated views keep the fused CPU kernel; enable_gqa falls back to the slow path
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
+
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict:
+        """No parameters, nothing to shard."""
+        return {}
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MiB: allocated on the GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

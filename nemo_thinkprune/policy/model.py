@@ -1,0 +1,153 @@
+"""The policy network: a Megatron-Core `GPTModel` described by a Hugging Face config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt import gpt_layer_specs as specs
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor
+
+from checkpoints_tools.model_config import ModelConfig
+from nemo_thinkprune.policy.device import SdpaCoreAttention
+from nemo_thinkprune.policy.parallel import Layout
+
+VOCAB_MULTIPLE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How to hold and run the network: NeMo-RL's `policy.precision` and `policy.megatron_cfg` choices."""
+
+    dtype: torch.dtype = torch.float32
+    sequence_parallel: bool = False
+    activation_checkpointing: bool = False
+    recompute_granularity: str = "full"
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    layers_in_first_stage: int | None = None
+    layers_in_last_stage: int | None = None
+
+
+class PolicyModel(GPTModel):
+    """A `GPTModel` whose last stage returns hidden states; log-probs are computed from them in chunks."""
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    def output_weight(self) -> Tensor:
+        """The output projection on the last stage: [padded vocabulary / TP, hidden]."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+    def output_hidden(self, hidden: Tensor) -> Tensor:
+        """Final hidden states as the output projection's input: [t, hidden], gradients summed over TP."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden)
+        return hidden.squeeze(1)
+
+
+def padded_vocab(vocab_size: int, tp: int) -> int:
+    """Rows Megatron-Core stores: the vocabulary rounded up to a multiple of 128 x TP."""
+    multiple = VOCAB_MULTIPLE * tp
+    return -(-vocab_size // multiple) * multiple
+
+
+def transformer_config(
+    model: ModelConfig, options: ModelOptions, layout: Layout, device: torch.device
+) -> TransformerConfig:
+    """Translate the architecture and this run's options into Megatron-Core's terms."""
+    on_gpu = device.type == "cuda"
+    recompute: dict[str, Any] = {}
+    if options.activation_checkpointing:
+        recompute = {"recompute_granularity": options.recompute_granularity}
+        if options.recompute_granularity == "full":
+            recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+        else:
+            recompute |= {"recompute_modules": list(options.recompute_modules)}
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn,
+        num_attention_heads=model.num_heads,
+        num_query_groups=model.num_kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        activation_func=F.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=options.dtype,
+        pipeline_dtype=options.dtype,
+        bf16=options.dtype == torch.bfloat16,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        num_layers_in_first_pipeline_stage=options.layers_in_first_stage,
+        num_layers_in_last_pipeline_stage=options.layers_in_last_stage,
+        sequence_parallel=options.sequence_parallel and layout.tp > 1,
+        variable_seq_lengths=layout.pp > 1,  # packed micro-batches differ in length
+        calculate_per_token_loss=True,  # our loss is normalised over the whole step already
+        use_cpu_initialization=not on_gpu,
+        perform_initialization=False,  # every weight is loaded
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=on_gpu,
+        apply_rope_fusion=on_gpu and specs.HAVE_TE,
+        **recompute,
+    )
+
+
+def layer_spec(model: ModelConfig, device: torch.device) -> ModuleSpec:
+    """TransformerEngine's layers where they are installed and a GPU is there, Megatron's own elsewhere."""
+    if specs.HAVE_TE and device.type == "cuda":
+        return specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+    spec = specs.get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    return spec
+
+
+def build_model(
+    model: ModelConfig, options: ModelOptions, *, layout: Layout, device: torch.device
+) -> PolicyModel:
+    """This rank's part of the network with unset weights; load them with `policy.weights`."""
+    network = PolicyModel(
+        config=transformer_config(model, options, layout, device),
+        transformer_layer_spec=layer_spec(model, device),
+        vocab_size=padded_vocab(model.vocab_size, layout.tp),
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=layout.is_first_stage,
+        post_process=layout.is_last_stage,
+        share_embeddings_and_output_weights=model.tied,
+        position_embedding_type="rope",
+        rotary_base=model.rope_theta,
+        rope_scaling=model.rope_scaling is not None,
+        rope_scaling_factor=model.rope_scaling.factor if model.rope_scaling else 1.0,
+    )
+    return network.to(device=device, dtype=options.dtype)
+
+
+def packed_params(cu_seqlens: Tensor, max_seqlen: int) -> PackedSeqParams:
+    """Megatron's description of a packed (THD) micro-batch; `cu_seqlens` is [sequences + 1] int32."""
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+    )

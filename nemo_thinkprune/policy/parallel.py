@@ -1,0 +1,109 @@
+"""Process groups: one gloo or NCCL world cut into tensor, pipeline and data parallel groups by Megatron-Core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+
+from nemo_thinkprune.policy.device import collective_backend
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where this rank stands; groups are looked up in Megatron's `parallel_state`."""
+
+    rank: int
+    world: int
+    tp: int
+    pp: int
+    dp: int
+    tp_rank: int
+    pp_rank: int
+    dp_rank: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank embeds the tokens."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the output layer."""
+        return self.pp_rank == self.pp - 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank scores, logs and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def model_parallel(
+    *,
+    rank: int,
+    world: int,
+    rendezvous: Path,
+    tp: int,
+    pp: int,
+    device: torch.device,
+    timeout_s: float = 600.0,
+) -> Iterator[Layout]:
+    """Join the world through the rendezvous file and set up Megatron's groups; torn down on exit."""
+    dist.init_process_group(
+        collective_backend(device),
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        mpu.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+        yield Layout(
+            rank=rank,
+            world=world,
+            tp=tp,
+            pp=pp,
+            dp=world // (tp * pp),
+            tp_rank=mpu.get_tensor_model_parallel_rank(),
+            pp_rank=mpu.get_pipeline_model_parallel_rank(),
+            dp_rank=mpu.get_data_parallel_rank(),
+        )
+    finally:
+        mpu.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def gather_over_data_parallel(layout: Layout, value: Any) -> list[Any]:
+    """One picklable value per data-parallel rank, in rank order, on every rank (trusted: our own ranks)."""
+    if layout.dp == 1:
+        return [value]
+    out: list[Any] = [None] * layout.dp
+    dist.all_gather_object(out, value, group=mpu.get_data_parallel_group_gloo())
+    return out
+
+
+def broadcast_from_main(layout: Layout, value: Any) -> Any:
+    """Rank 0's picklable value on every rank."""
+    if layout.world == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def broadcast_from_last_stage(layout: Layout, value: Any) -> Any:
+    """The last pipeline stage's picklable value on every stage of this pipeline."""
+    if layout.pp == 1:
+        return value
+    box = [value]
+    group = mpu.get_pipeline_model_parallel_group()
+    dist.broadcast_object_list(box, src=mpu.get_pipeline_model_parallel_last_rank(), group=group)
+    return box[0]
