@@ -1,0 +1,36 @@
+"""Loading a model's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemo_thinkprune.recipe.errors import UserError
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
+    """Return the transformers tokenizer of a model folder or hub id, just as its tokenizer.json says.
+
+    AutoTokenizer of transformers 5 rebuilds the tokenizer of some architectures, Qwen2 among them, from the
+    vocabulary and a fixed pre-tokenizer, whatever tokenizer.json says; training and sampling must not depend
+    on that.  The generic class keeps the file's own rules.
+
+    Raises:
+        UserError: when there is no tokenizer.json, or the hub cannot be reached.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(model).expanduser()
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder} has no tokenizer.json: save the model's fast tokenizer there with save_pretrained"
+        )
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(
+            str(folder if folder.is_dir() else model), revision=revision or "main"
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer of {model}: {str(error).splitlines()[0]}. Give a folder with "
+            "tokenizer.json, or check the hub id and the connection"
+        ) from error
