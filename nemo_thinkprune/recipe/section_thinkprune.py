@@ -1,0 +1,150 @@
+"""Section `thinkprune`: what NeMo-RL has no key for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nemo_thinkprune.recipe.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
+
+
+class LengthReward(Section):
+    """A reward that depends on length beside the truncation rule."""
+
+    name: Literal["none"] = "none"
+    """Which; none: ThinkPrune, where only the limit shortens thoughts."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
+
+
+class Selection(Section):
+    """Which checkpoint of a round the next round starts from.
+
+    Among the checkpoints whose accuracy on the validation problems fell by at most `max_relative_drop`
+    against the baseline, the one with the shortest mean response (the rule of the ThinkPrune paper).
+    """
+
+    max_relative_drop: Share = 0.10
+    """Largest relative fall of accuracy: 0.10 lets 0.50 become 0.45."""
+    baseline: Literal["first_round", "round_start"] = "first_round"
+    """What accuracy is compared with: the model before the first round, or before this one."""
+
+
+class Validation(Section):
+    """How responses are sampled when a checkpoint is measured (values of the released ThinkPrune code)."""
+
+    samples: PositiveInt = 16
+    """Responses to each problem."""
+    temperature: NonNegativeFloat = 0.6
+    """Sampling temperature; 0: the most likely token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus."""
+    top_k: PositiveInt | None = None
+    """Most likely tokens to choose from; null: all."""
+
+
+class Scoring(Section):
+    """The pool of worker processes that judge answers."""
+
+    workers: PositiveInt = 2
+    """Processes."""
+    deadline_s: PositiveFloat = 5.0
+    """Seconds for one answer; then its worker is killed and the reward is 0."""
+    memory_mb: PositiveInt = 1024
+    """Memory of one worker in MiB."""
+
+
+class Runtime(Section):
+    """The local engine's processes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: GPUs when there are enough of them for all ranks, else the CPU."""
+    threads_per_rank: PositiveInt = 1
+    """CPU threads of one rank."""
+    stall_timeout_s: PositiveFloat = 600.0
+    """A rank silent for so many seconds ends the run, with the stacks of all ranks in the log."""
+
+
+class Control(Section):
+    """The same steps without the shrinking limit, to show what the limit adds."""
+
+    enabled: bool = False
+    """Switch."""
+    limit: PositiveInt | None = None
+    """Response tokens of the control; null: thinkprune.long_limit."""
+
+
+class Warmup(Section):
+    """Supervised training that makes a small model reason before it is pruned."""
+
+    data_path: str
+    """JSONL file with columns prompt and response."""
+    validation_path: str | None = None
+    """Problems on which target_accuracy is measured; null: those of data.validation."""
+    steps: PositiveInt = 700
+    """Optimizer updates."""
+    short_share: Share = 0.35
+    """Share of the updates, at the start, that see the shortest traces only."""
+    short_batch_size: PositiveInt = 32
+    """Traces in such an update."""
+    batch_size: PositiveInt = 16
+    """Traces in every other update."""
+    lr: PositiveFloat = 3e-3
+    """Peak learning rate: constant to the middle, then linear down to final_lr_share of it."""
+    lr_warmup_steps: NonNegativeInt = 30
+    """Updates in which the learning rate rises."""
+    final_lr_share: Share = 0.05
+    """Learning rate of the last update as a share of the peak."""
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Share = 0.98
+    """Decay of the second moment."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Largest gradient norm."""
+    target_accuracy: Share = 0.93
+    """Accuracy at which the warm-up counts as done."""
+    max_extensions: NonNegativeInt = 3
+    """How often it is extended when the target is missed; then it is an error."""
+    extension_steps: PositiveInt = 200
+    """Updates of one extension."""
+
+
+class ThinkPrune(Section):
+    """Section `thinkprune`."""
+
+    limits: list[PositiveInt] = Field(default_factory=lambda: [4000, 3000, 2000], min_length=1)
+    """Response limits of the rounds in tokens, strictly decreasing."""
+    long_limit: PositiveInt | None = None
+    """Limit at which accuracy is measured for selection and report; null: the limit of the round."""
+    truncation: Literal["zero", "score_cut_text"] = "zero"
+    """A response cut at the limit earns 0, or is scored as it stands, as the released ThinkPrune code did."""
+    prompt_family: Literal["deepseek", "qwen", "plain"] = "deepseek"
+    """Instruction after the question; plain: the bare question."""
+    length_hint: bool = True
+    """Name the limit in the system prompt, as the paper does; plain has no system prompt."""
+    report_data: str | None = None
+    """Problems for the final table, read once at the end and never used to select anything."""
+    length_reward: LengthReward = Field(default_factory=LengthReward)
+    """Reward by length."""
+    selection: Selection = Field(default_factory=Selection)
+    """Selection of checkpoints."""
+    validation: Validation = Field(default_factory=Validation)
+    """Sampling in validation."""
+    scoring: Scoring = Field(default_factory=Scoring)
+    """Scoring workers."""
+    runtime: Runtime = Field(default_factory=Runtime)
+    """Processes of the local engine."""
+    control: Control = Field(default_factory=Control)
+    """Control run."""
+    warmup: Warmup | None = None
+    """Supervised warm-up; null: none."""
