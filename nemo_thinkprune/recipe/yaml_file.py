@@ -25,6 +25,8 @@ _FLOAT = re.compile(
 )
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
 _MAX_NODES = 100_000
+# What PyYAML gives to values without an explicit tag; anything else asks for an object of some class.
+_TAGS = frozenset({"map", "seq", "null", "bool", "int", "float", "str", "timestamp", "value", "merge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,10 @@ class _Builder:
         self.count += 1
         if self.count > _MAX_NODES or id(node) in self.open_nodes:
             raise UserError(f"line {node.start_mark.line + 1}: the document contains itself or is enormous")
+        if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
+            raise UserError(f"line {node.start_mark.line + 1}: tag '{node.tag}' is not supported")
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
+            return plain_value(node.value) if node.style is None else node.value
         self.open_nodes.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -145,12 +149,3 @@ class _Builder:
                 self.document.problems.append((line, "merge keys '<<' are not supported: use 'defaults:'"))
             else:
                 yield key_node.value, line, value_node
-
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        if node.start_mark.buffer is not None and tag not in _PLAIN_TAGS:
-            raise UserError(f"line {node.start_mark.line + 1}: tag '{node.tag}' is not supported")
-        return plain_value(node.value) if node.style is None else node.value
-
-
-_PLAIN_TAGS = frozenset({"null", "bool", "int", "float", "str", "timestamp", "value", "merge"})
