@@ -95,7 +95,7 @@ def suggestion(key: str, prefix: KeyPath, siblings: list[str], index: list[KeyPa
     near = difflib.get_close_matches(key, siblings, n=1, cutoff=_CLOSE)
     elsewhere = [path for path in index if path[-1] == key]
     if elsewhere and (len(elsewhere) <= 3 or not near):
-        elsewhere.sort(key=lambda path: (-_shared(path, prefix), len(path)))
+        elsewhere.sort(key=lambda path: -_shared(path, prefix))
         places = " or ".join(f"'{dotted(path)}'" for path in elsewhere[:3])
         return f"unknown key; '{key}' belongs at {places}"
     if near:

@@ -17,7 +17,7 @@ REPLACE = "_override_"
 
 @dataclass(slots=True)
 class Layers:
-    """The merged values, the origin of each key ("file, line 3" or "override a.b=c"), what is wrong so far."""
+    """Merged values, the origin of each key ("file, line 3" or "override a.b=c"), what is wrong so far."""
 
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
@@ -143,12 +143,15 @@ def apply_override(layers: Layers, text: str) -> None:
         section = section[part]
         if not isinstance(section, dict):
             where = dotted(parts[: number + 1])
-            kind = (
-                "a list: give the whole list" if isinstance(section, list) else f"{section!r}, not a section"
-            )
+            kind = "a list: give the whole list" if isinstance(section, list) else "not a section"
             layers.problems.append(f"override '{text}': {where} is {kind}")
             return
     nested: Any = value
     for part in reversed(parts):
         nested = {part: nested}
-    layers.add(nested, lambda path: f"override {text}" if path[: len(parts)] == parts else None)
+
+    def origin(path: KeyPath) -> str | None:
+        new = path[: len(parts)] == parts or path not in layers.origins
+        return f"override {text}" if new else None
+
+    layers.add(nested, origin)

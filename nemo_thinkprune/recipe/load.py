@@ -94,7 +94,10 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain values under NeMo-RL's key names; keys that it does not allow to be null are left out."""
+    """Return the recipe as plain values under NeMo-RL's key names.
+
+    Keys that NeMo-RL does not allow to be null are left out when they have no value.
+    """
     return recipe.model_dump()
 
 
@@ -152,24 +155,20 @@ def _line(path: KeyPath, message: str, layers: Layers) -> str:
     return f"{dotted(path)}: {message}" + (f" ({origin})" if origin else "") if path else message
 
 
-def _remove(data: Any, path: KeyPath) -> None:
+def _remove(data: dict[str, Any], path: KeyPath) -> None:
     """Take an unresolved value out, so that it is not reported a second time; a list goes as a whole."""
-    parent, section = None, data
-    for number, part in enumerate(path[:-1]):
-        if isinstance(section, list):
-            parent.pop(path[number - 1], None)
+    section: Any = data
+    for part, following in zip(path, (*path[1:], None), strict=True):
+        if following is None or isinstance(section.get(part), list):
+            section.pop(part, None)
             return
-        parent, section = section, section[part]
-    if isinstance(section, dict):
-        section.pop(path[-1], None)
-    else:
-        parent.pop(path[-2], None)
+        section = section[part]
 
 
 def _from_pydantic(
     errors: Sequence[ErrorDetails], written: Mapping[str, Any], reported: Sequence[KeyPath]
 ) -> list[tuple[KeyPath, str]]:
-    """Return pydantic's errors as key paths and messages, each path once, without what is reported already."""
+    """Return pydantic's errors as key paths and messages, each path once, without those in `reported`."""
     found: dict[KeyPath, str] = {}
     derived: dict[KeyPath, str] = {}
     for error in errors:
@@ -185,19 +184,19 @@ def _from_pydantic(
 
 
 def _key_path(location: tuple[int | str, ...], written: Any) -> tuple[KeyPath, bool]:
-    """Return the key path of a pydantic location, which also holds names of union members, and if it was written."""
+    """Return the key path of a pydantic location, without names of union members, and if it was written."""
     path: list[str | int] = []
     for number, part in enumerate(location):
-        if (isinstance(written, Mapping) and part in written) or (
-            isinstance(written, list) and isinstance(part, int) and part < len(written)
-        ):
+        if isinstance(written, Mapping):
+            if part in written:
+                written = written[part]
+                path.append(part)
+            elif isinstance(part, str):
+                # Not written: the rest of the location is plain key names.
+                return (*path, *(name for name in location[number:] if isinstance(name, str))), False
+        elif isinstance(written, list) and isinstance(part, int) and part < len(written):
             written = written[part]
-        elif isinstance(written, Mapping) and isinstance(part, str):
-            # Not written: the rest of the location is plain key names.
-            return (*path, *(name for name in location[number:] if isinstance(name, str))), False
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     return tuple(path), True
 
 
