@@ -37,7 +37,7 @@ _HARMLESS = frozenset((
 _MOE_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_hf_config(path: str | Path) -> ModelConfig:
     """Read config.json, or the one in a model folder.
 
     Raises CheckpointError when the file is missing, malformed, or describes a model that is not supported.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.hf_config import config_from_dict, config_to_dict, read_config
+from checkpoints_tools.hf_config import config_from_dict, config_to_dict, read_hf_config
 from checkpoints_tools.model_config import RopeScaling
 
 QWEN2 = {
@@ -162,10 +162,10 @@ def test_sliding_window_that_no_layer_uses_is_accepted():
 
 def test_read_config_takes_a_file_or_a_folder_and_names_it_in_errors(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
-        read_config(tmp_path)
+        read_hf_config(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(QWEN2))
-    assert read_config(tmp_path) == read_config(file) == config_from_dict(QWEN2)
+    assert read_hf_config(tmp_path) == read_hf_config(file) == config_from_dict(QWEN2)
     for text, message in (
         ("{", "cannot be read"),
         ("[]", "not a JSON object"),
@@ -173,4 +173,4 @@ def test_read_config_takes_a_file_or_a_folder_and_names_it_in_errors(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(CheckpointError, match=f"config.json.*{message}"):
-            read_config(tmp_path)
+            read_hf_config(tmp_path)

@@ -1,0 +1,155 @@
+"""The safetensors file format: bounded reading and planning of headers.
+
+A file is the header's length (8 bytes, little endian), the header (JSON: name -> dtype, shape, data_offsets
+relative to the header's end; padded with spaces to 8 bytes) and the tensors' bytes without holes.
+Source: https://github.com/huggingface/safetensors, README, Format.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.weight_map import Index
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1,
+}  # fmt: skip
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written; `dtype` is safetensors' name (F32, BF16, F16)."""
+
+    name: str
+    dtype: str
+    shape: Index
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file: `start` is the byte position of its data in the file."""
+
+    file: Path
+    dtype: str
+    shape: Index
+    start: int
+    nbytes: int
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Tensors of a safetensors file. Raises CheckpointError on a damaged or malformed file."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise CheckpointError(f"{file} is not a safetensors file, or is truncated")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing") from None
+    except (OSError, RecursionError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file}: the safetensors header cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: the safetensors header is not an object")
+    header.pop("__metadata__", None)
+    tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
+    end = 8 + length
+    for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):
+        if tensor.start != end:
+            raise CheckpointError(f"{file}: tensors overlap or leave a hole at byte {min(end, tensor.start)}")
+        end += tensor.nbytes
+    if end != size:
+        raise CheckpointError(
+            f"{file} has {size} bytes, its header describes {end}; it is truncated or damaged"
+        )
+    return tensors
+
+
+def _stored(file: Path, name: str, entry: Any, base: int) -> StoredTensor:
+    raw = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
+    if dtype not in ITEM_BYTES or shape is None or offsets is None or len(offsets) != 2:
+        raise CheckpointError(f"{file}: malformed header entry of {name}")
+    start, end = offsets
+    if end - start != prod(shape) * ITEM_BYTES[dtype]:
+        raise CheckpointError(
+            f"{file}: {name} has {end - start} bytes, which is not {dtype} of shape {shape}"
+        )
+    return StoredTensor(file, dtype, shape, base + start, end - start)
+
+
+def _counts(value: Any) -> Index | None:
+    valid = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return tuple(value) if valid else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A file to be written: its header and where each tensor's bytes go."""
+
+    file_name: str
+    header: bytes
+    starts: dict[str, int]
+    nbytes: int
+
+
+def plan_shards(specs: Iterable[TensorSpec], max_shard_bytes: int) -> list[Shard]:
+    """Distribute tensors over files in the given order; a larger tensor gets a file of its own.
+
+    Named as the Hugging Face hub names them: `model.safetensors`, or `model-00001-of-0000N.safetensors`.
+    """
+    groups: list[list[TensorSpec]] = [[]]
+    room = max_shard_bytes
+    for spec in specs:
+        if spec.nbytes > room and groups[-1]:
+            groups.append([])
+            room = max_shard_bytes
+        groups[-1].append(spec)
+        room -= spec.nbytes
+    count = len(groups)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    return [
+        _shard(name, group)
+        for name, group in zip(["model.safetensors"] if count == 1 else names, groups, strict=True)
+    ]
+
+
+def _shard(file_name: str, specs: list[TensorSpec]) -> Shard:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # Wider types first: readers view the bytes in place and need each tensor aligned to its type.
+    for spec in sorted(specs, key=lambda s: -ITEM_BYTES[s.dtype]):
+        header[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
+        end += spec.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    starts = {spec.name: base + header[spec.name]["data_offsets"][0] for spec in specs}
+    return Shard(file_name, len(text).to_bytes(8, "little") + text, starts, base + end)
+
+
+def sync_file(file: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
