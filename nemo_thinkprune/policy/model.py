@@ -10,12 +10,19 @@ import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt import gpt_layer_specs as specs
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
 from checkpoints_tools.model_config import ModelConfig
@@ -102,6 +109,7 @@ def transformer_config(
         num_layers_in_last_pipeline_stage=options.layers_in_last_stage,
         sequence_parallel=options.sequence_parallel and layout.tp > 1,
         variable_seq_lengths=layout.pp > 1,  # packed micro-batches differ in length
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, even without experts
         calculate_per_token_loss=True,  # our loss is normalised over the whole step already
         use_cpu_initialization=not on_gpu,
         perform_initialization=False,  # every weight is loaded
@@ -113,22 +121,39 @@ def transformer_config(
     )
 
 
-def layer_spec(model: ModelConfig, device: torch.device) -> ModuleSpec:
+class RmsNorm(torch.nn.RMSNorm):
+    """RMS norm of the local layer spec; unlike Megatron's torch fallback it may stand in a sequence-parallel region."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        # Megatron sums the gradients of such weights over the tensor parallel ranks.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def block_spec(
+    model: ModelConfig, config: TransformerConfig, device: torch.device
+) -> ModuleSpec | TransformerBlockSubmodules:
     """TransformerEngine's layers where they are installed and a GPU is there, Megatron's own elsewhere."""
     if specs.HAVE_TE and device.type == "cuda":
         return specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
-    spec = specs.get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
-    return spec
+    layer = specs.get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = SdpaCoreAttention
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RmsNorm
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config), layer_norm=RmsNorm)
 
 
 def build_model(
     model: ModelConfig, options: ModelOptions, *, layout: Layout, device: torch.device
 ) -> PolicyModel:
     """This rank's part of the network with unset weights; load them with `policy.weights`."""
+    config = transformer_config(model, options, layout, device)
     network = PolicyModel(
-        config=transformer_config(model, options, layout, device),
-        transformer_layer_spec=layer_spec(model, device),
+        config=config,
+        transformer_layer_spec=block_spec(model, config, device),
         vocab_size=padded_vocab(model.vocab_size, layout.tp),
         max_sequence_length=model.max_position_embeddings,
         pre_process=layout.is_first_stage,
@@ -139,7 +164,17 @@ def build_model(
         rope_scaling=model.rope_scaling is not None,
         rope_scaling_factor=model.rope_scaling.factor if model.rope_scaling else 1.0,
     )
+    _mark_tensor_parallel(network)
     return network.to(device=device, dtype=options.dtype)
+
+
+def _mark_tensor_parallel(network: PolicyModel) -> None:
+    # Megatron marks split weights only while it initialises them; unmarked, the gradient norm counts rank 0's alone.
+    split = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if type(module) in split and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(weight, True, split[type(module)], 1)
 
 
 def packed_params(cu_seqlens: Tensor, max_seqlen: int) -> PackedSeqParams:
