@@ -93,7 +93,7 @@ class Warmup(Section):
     """Optimizer updates."""
     short_share: Share = 0.35
     """Share of the updates, at the start, that see the shortest traces only."""
-    short_batch_size: PositiveInt = 32
+    short_batch_size: PositiveInt = 34
     """Traces in such an update."""
     batch_size: PositiveInt = 16
     """Traces in every other update."""

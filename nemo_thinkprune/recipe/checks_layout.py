@@ -1,0 +1,136 @@
+"""Checks of the parallel layout, also against the model's config.json when it lies in a local folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_thinkprune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class WorldLayout:
+    """Ranks and how they are split; `dp` is what tensor, pipeline and context parallelism leave."""
+
+    world: int
+    tp: int
+    pp: int
+    cp: int
+
+    @property
+    def model(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tp * self.pp * self.cp
+
+    @property
+    def dp(self) -> int:
+        """Copies of the model, rounded down when the ranks do not divide."""
+        return max(1, self.world // self.model)
+
+
+def world_layout(recipe: Recipe) -> WorldLayout:
+    """Return the layout that the recipe asks for."""
+    megatron = recipe.policy.megatron_cfg
+    return WorldLayout(
+        world=recipe.world_size,
+        tp=megatron.tensor_model_parallel_size,
+        pp=megatron.pipeline_model_parallel_size,
+        cp=megatron.context_parallel_size,
+    )
+
+
+def check_layout(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for each part of the layout that does not divide."""
+    layout, grpo, policy = world_layout(recipe), recipe.grpo, recipe.policy
+    if layout.world % layout.model:
+        yield (
+            f"cluster.num_nodes x gpus_per_node = {layout.world} ranks cannot be divided by tensor x "
+            f"pipeline x context parallel size = {layout.tp} x {layout.pp} x {layout.cp} = {layout.model}; "
+            f"use a multiple of {layout.model} ranks"
+        )
+        return
+    if grpo.num_prompts_per_step % layout.dp:
+        yield (
+            f"grpo.num_prompts_per_step = {grpo.num_prompts_per_step} cannot be shared by {layout.dp} "
+            "data-parallel ranks; make it a multiple"
+        )
+    share = policy.train_micro_batch_size * layout.dp
+    if policy.train_global_batch_size % share:
+        yield (
+            f"policy.train_global_batch_size = {policy.train_global_batch_size} is not a multiple of "
+            f"train_micro_batch_size x data-parallel ranks = {policy.train_micro_batch_size} x {layout.dp}"
+        )
+    if policy.megatron_cfg.sequence_parallel and layout.tp == 1:
+        yield "policy.megatron_cfg.sequence_parallel needs tensor_model_parallel_size above 1; set false"
+    if policy.make_sequence_length_divisible_by % layout.tp:
+        yield (
+            f"policy.make_sequence_length_divisible_by = {policy.make_sequence_length_divisible_by} is not a "
+            f"multiple of the tensor parallel size {layout.tp}; remove the key"
+        )
+    yield from _against_model(recipe, layout)
+
+
+def model_config(recipe: Recipe) -> Mapping[str, Any] | None:
+    """Return the model's config.json when policy.model_name is a folder that has a readable one."""
+    file = Path(recipe.policy.model_name) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
+    folder = Path(recipe.policy.model_name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        yield f"policy.model_name = {folder}: the folder has no config.json"
+    config = model_config(recipe)
+    if config is None:
+        return
+    heads = _size(config, "num_attention_heads")
+    for key, count in (
+        ("num_attention_heads", heads),
+        ("num_key_value_heads", _size(config, "num_key_value_heads")),
+    ):
+        if count and count % layout.tp:
+            yield (
+                f"tensor_model_parallel_size = {layout.tp} does not divide the model's {key} = {count}; "
+                f"use one of {_divisors(count)}"
+            )
+    yield from _stages(recipe, layout, _size(config, "num_hidden_layers"))
+    positions = _size(config, "max_position_embeddings")
+    longest = recipe.data.max_input_seq_length + max(
+        recipe.policy.generation.max_new_tokens, recipe.thinkprune.long_limit or 0, *recipe.thinkprune.limits
+    )
+    if positions and longest > positions and not config.get("rope_scaling"):
+        yield (
+            f"prompt and response may have {longest} tokens, but the model knows {positions} positions "
+            "(max_position_embeddings); lower data.max_input_seq_length or the limits"
+        )
+
+
+def _stages(recipe: Recipe, layout: WorldLayout, layers: int | None) -> Iterator[str]:
+    """Yield messages on how the model's layers are split into pipeline stages."""
+    megatron = recipe.policy.megatron_cfg
+    first, last = megatron.num_layers_in_first_pipeline_stage, megatron.num_layers_in_last_pipeline_stage
+    given = [count for count in (first, last) if count is not None]
+    if given and layout.pp == 1:
+        yield "num_layers_in_first_pipeline_stage and _last_ need more than one pipeline stage; set null"
+    elif layers:
+        rest, stages = layers - sum(given), layout.pp - len(given)
+        fits = rest == 0 if stages == 0 else rest > 0 and rest % stages == 0
+        if not fits:
+            hint = "" if given else f"; use one of {_divisors(layers)} or num_layers_in_first_pipeline_stage"
+            yield f"{rest} of the model's {layers} layers do not divide over {stages} pipeline stages{hint}"
+
+
+def _size(config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _divisors(number: int, most: int = 16) -> str:
+    return ", ".join(str(size) for size in range(1, most + 1) if number % size == 0)

@@ -1,0 +1,182 @@
+"""What a recipe will do, in words and formulas: the objective, the steps, the layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo_thinkprune.recipe.checks import check_recipe, updates_per_step
+from nemo_thinkprune.recipe.checks_layout import world_layout
+from nemo_thinkprune.recipe.schema import Recipe
+
+_KL = {
+    "k1": "log p - log ref",
+    "k2": "(log p - log ref)^2 / 2",
+    "k3": "ref/p - log(ref/p) - 1",
+}
+
+
+def describe_check(recipe: Recipe, *, engine: str = "local") -> str:
+    """Check a recipe and return its description with the notes.
+
+    Raises:
+        UserError: as `check_recipe`.
+    """
+    notes = check_recipe(recipe, engine=engine)
+    lines = describe(recipe)
+    if notes:
+        lines += ["", "notes"] + [f"  {note}" for note in notes]
+    return "\n".join(lines)
+
+
+def describe(recipe: Recipe) -> list[str]:
+    """Return the description as lines of text."""
+    return [
+        *_titled("model", [f"{recipe.policy.model_name} in {recipe.policy.precision}", *_weights(recipe)]),
+        *_titled("reward", _reward(recipe)),
+        *_titled("objective, minimised", _objective(recipe)),
+        *_titled("batches", _batches(recipe)),
+        *_titled("steps", _steps(recipe)),
+        *_titled("layout", _layout(recipe)),
+        *_titled("rounds (thinkprune prune)", _rounds(recipe)),
+    ]
+
+
+def _titled(title: str, lines: list[str]) -> list[str]:
+    return [title, *(f"  {line}" for line in lines)]
+
+
+def _weights(recipe: Recipe) -> list[str]:
+    checkpoint = recipe.policy.pretrained_checkpoint
+    return [f"weights from {checkpoint.path}"] if checkpoint else []
+
+
+def _reward(recipe: Recipe) -> list[str]:
+    limit = recipe.policy.generation.max_new_tokens
+    cut = {
+        "zero": "a response cut at the limit earns 0",
+        "score_cut_text": "a response cut at the limit is scored as it stands",
+    }[recipe.thinkprune.truncation]
+    hint = f"; the prompt names {limit} tokens" if recipe.thinkprune.length_hint else ""
+    return [f"1 for a correct final answer within {limit} tokens, else 0; {cut}{hint}"]
+
+
+def _objective(recipe: Recipe) -> list[str]:
+    loss, updates = recipe.loss_fn, updates_per_step(recipe)
+    mean = (
+        "mean over the response tokens of an update"
+        if loss.token_level_loss
+        else "mean over responses of token means"
+    )
+    low, high = f"{1 - loss.ratio_clip_min:g}", f"{1 + loss.ratio_clip_max:g}"
+    if loss.disable_ppo_ratio:
+        surrogate = "-A log p"
+    elif loss.force_on_policy_ratio:
+        surrogate = "-A r, r = p / stop_gradient(p)"
+    else:
+        surrogate = f"-min(r A, clip(r, {low}, {high}) A), r = p / p_old"
+    lines = [f"{mean} of {surrogate}", f"  A = {_advantage(recipe)}"]
+    if loss.ratio_clip_c is not None:
+        lines.append(f"  for A < 0 at most {loss.ratio_clip_c:g} |A| (dual clip)")
+    weight = loss.reference_policy_kl_penalty
+    if weight:
+        lines.append(
+            f"  + {weight:g} KL, {loss.reference_policy_kl_type}: {_KL[loss.reference_policy_kl_type]}"
+        )
+    else:
+        lines.append("  no KL term, no reference policy")
+    if loss.positive_example_nll_weight:
+        lines.append(f"  + {loss.positive_example_nll_weight:g} NLL of correct responses")
+    if updates == 1 and "clip" in surrogate:
+        lines.append(
+            "  one update per rollout batch: r is 1 when the gradient is taken, so the clip never acts"
+        )
+    return lines
+
+
+def _advantage(recipe: Recipe) -> str:
+    grpo = recipe.grpo
+    if grpo.adv_estimator.name != "grpo":
+        return f"{grpo.adv_estimator.name} (grpo.adv_estimator)"
+    base = "mean of the others" if grpo.use_leave_one_out_baseline else "mean of the group"
+    text = f"(reward - {base}) / (std of the group + 1e-6)" if grpo.normalize_rewards else f"reward - {base}"
+    if grpo.advantage_clip_low is not None or grpo.advantage_clip_high is not None:
+        text += f", clipped to [{grpo.advantage_clip_low}, {grpo.advantage_clip_high}]"
+    return text
+
+
+def _batches(recipe: Recipe) -> list[str]:
+    grpo, policy, updates = recipe.grpo, recipe.policy, updates_per_step(recipe)
+    total = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
+    optimizer, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
+    plural = "update" if updates == 1 else "updates"
+    return [
+        f"{grpo.num_prompts_per_step} prompts x {grpo.num_generations_per_prompt} responses = {total} a "
+        f"step, {updates} {plural} of {policy.train_global_batch_size}",
+        f"AdamW, lr {optimizer.lr:g} {scheduler.lr_decay_style}, warm-up {scheduler.lr_warmup_iters}, betas "
+        f"{optimizer.adam_beta1:g}/{optimizer.adam_beta2:g}, weight decay {optimizer.weight_decay:g}, "
+        f"gradient norm at most {optimizer.clip_grad:g}",
+        f"prompts up to {recipe.data.max_input_seq_length} tokens, sequences up to "
+        f"{policy.max_total_sequence_length}",
+    ]
+
+
+def _steps(recipe: Recipe) -> list[str]:
+    grpo, rows = recipe.grpo, training_rows(recipe)
+    if rows is None:
+        count = (
+            f"min({grpo.max_num_steps}, {grpo.max_num_epochs} epochs x floor(problems / "
+            f"{grpo.num_prompts_per_step})): the number of problems is known once the data is loaded"
+        )
+    else:
+        epoch = rows // grpo.num_prompts_per_step
+        steps = min(grpo.max_num_steps, grpo.max_num_epochs * epoch)
+        count = (
+            f"{steps} = min({grpo.max_num_steps}, {grpo.max_num_epochs} epochs x floor({rows} problems / "
+            f"{grpo.num_prompts_per_step}) = {grpo.max_num_epochs * epoch}); fewer if prompts are too long"
+        )
+    validate = f"validate every {grpo.val_period}" if grpo.val_period else "do not validate between"
+    return [count, f"save every {recipe.checkpointing.save_period}, {validate}"]
+
+
+def training_rows(recipe: Recipe) -> int | None:
+    """Return the number of training problems when all data sets are local JSONL files, else None."""
+    total = 0
+    for dataset in recipe.data.train:
+        file = Path(dataset.data_path or "")
+        if file.suffix != ".jsonl" or not file.is_file() or dataset.sources:
+            return None
+        with file.open("rb") as stream:
+            rows = sum(1 for line in stream if line.strip())
+        total += min(rows, dataset.max_samples or rows)
+    return total
+
+
+def _layout(recipe: Recipe) -> list[str]:
+    layout = world_layout(recipe)
+    parts = f"TP {layout.tp} x PP {layout.pp} x DP {layout.dp}" + (
+        f" x CP {layout.cp}" if layout.cp > 1 else ""
+    )
+    plural = "rank" if layout.world == 1 else "ranks"
+    return [
+        f"{layout.world} {plural} = {parts}, {recipe.cluster.num_nodes} x {recipe.cluster.gpus_per_node}, "
+        f"device {recipe.thinkprune.runtime.device}"
+    ]
+
+
+def _rounds(recipe: Recipe) -> list[str]:
+    section = recipe.thinkprune
+    lines = [
+        f"limits {' > '.join(map(str, section.limits))}; next from the shortest checkpoint whose accuracy "
+        f"fell by at most {section.selection.max_relative_drop:.0%} relative to {section.selection.baseline}"
+    ]
+    at = f"{section.long_limit} tokens" if section.long_limit else "the limit of the round"
+    validation = section.validation
+    lines.append(
+        f"accuracy at {at}, {validation.samples} responses a problem at temperature "
+        f"{validation.temperature:g}, top_p {validation.top_p:g}"
+    )
+    if section.control.enabled:
+        lines.append(
+            f"control: the same steps at {section.control.limit or section.long_limit} tokens throughout"
+        )
+    return lines

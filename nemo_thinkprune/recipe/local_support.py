@@ -1,0 +1,193 @@
+"""What the local engine cannot do: settings that would change the result if they were ignored, and why.
+
+A setting missing here is either honoured or changes speed and memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_thinkprune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """The values of one key that the local engine takes, and what to do about others."""
+
+    path: str
+    allowed: tuple[Any, ...]
+    advice: str
+
+
+_OTHER_ENGINE = "only NeMo-RL can do this; remove the key or train on a cluster"
+_QUANTISED = "the local engine samples and trains in policy.precision; remove the key"
+_SPARSE = "the local engine trains dense models; set 1"
+_PROMPTS = "prompts are built by thinkprune.prompt_family; set null"
+_DATA = "it reads data_path, split, input_key, output_key, sources and max_samples; remove the key"
+_ALWAYS_SAVES = "the local engine keeps every checkpoint complete, since rounds select among them"
+
+RESTRICTIONS = (
+    Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),
+    Restriction("grpo.async_grpo.enabled", (False,), _OTHER_ENGINE),
+    Restriction("grpo.use_dynamic_sampling", (False,), _OTHER_ENGINE),
+    Restriction(
+        "grpo.reward_shaping.enabled", (False,), "use thinkprune.truncation and thinkprune.length_reward"
+    ),
+    Restriction("grpo.reward_scaling.enabled", (False,), "rewards are 0 and 1; set false"),
+    Restriction(
+        "grpo.seq_logprob_error_threshold", (None,), "sampler and trainer are the same model; set null"
+    ),
+    Restriction("grpo.invalid_tool_call_advantage", (None,), "there are no tools; set null"),
+    Restriction("grpo.malformed_thinking_advantage", (None,), _OTHER_ENGINE),
+    Restriction("grpo.adv_estimator.name", ("grpo", "reinforce_plus_plus"), _OTHER_ENGINE),
+    Restriction("loss_fn.sequence_level_importance_ratios", (False,), _OTHER_ENGINE),
+    Restriction("loss_fn.use_kl_in_reward", (False,), "the KL term stands in the loss; set false"),
+    Restriction(
+        "loss_fn.use_importance_sampling_correction", (False,), "sampler and trainer agree; set false"
+    ),
+    Restriction("loss_fn.truncated_importance_sampling_type", (None,), "sampler and trainer agree; set null"),
+    Restriction("loss_fn.use_on_policy_kl_approximation", (False,), _OTHER_ENGINE),
+    Restriction("loss_fn.use_cispo", (False,), _OTHER_ENGINE),
+    Restriction("policy.precision", ("bfloat16", "float32"), "use bfloat16 or float32"),
+    Restriction(
+        "policy.tokenizer.chat_template", (None,), "put the template into the model's tokenizer files"
+    ),
+    Restriction(
+        "policy.tokenizer.chat_template_kwargs", (None, {}), "put the setting into the chat template"
+    ),
+    Restriction("policy.hf_config_overrides", ({},), "edit config.json in a copy of the model folder"),
+    Restriction("policy.draft.enabled", (False,), _OTHER_ENGINE),
+    Restriction("policy.quant_cfg", (None,), _QUANTISED),
+    Restriction("policy.router_replay.enabled", (None, False), _SPARSE),
+    Restriction(
+        "policy.pretrained_checkpoint.format", (None, "megatron_bridge"), "convert the checkpoint first"
+    ),
+    Restriction(
+        "policy.megatron_cfg.context_parallel_size", (1,), "use tensor and pipeline parallelism; set 1"
+    ),
+    Restriction("policy.megatron_cfg.expert_model_parallel_size", (1,), _SPARSE),
+    Restriction("policy.megatron_cfg.expert_tensor_parallel_size", (1,), _SPARSE),
+    Restriction("policy.megatron_cfg.mtp_num_layers", (0,), _OTHER_ENGINE),
+    Restriction(
+        "policy.megatron_cfg.peft.enabled", (False,), "the local engine trains all weights; set false"
+    ),
+    Restriction("policy.megatron_cfg.fp8_cfg.enabled", (False,), _QUANTISED),
+    Restriction(
+        "policy.megatron_cfg.env_vars", (None, {}), "set the variables in the shell that starts the run"
+    ),
+    Restriction("policy.megatron_cfg.optimizer.optimizer", ("adam",), "use adam, which is AdamW"),
+    Restriction("policy.megatron_cfg.optimizer.params_dtype", ("float32",), "master weights are float32"),
+    Restriction("policy.megatron_cfg.scheduler.weight_decay_incr_style", ("constant",), "use constant"),
+    Restriction(
+        "policy.megatron_cfg.scheduler.lr_decay_style", ("constant", "linear", "cosine"), "use one of these"
+    ),
+    Restriction(
+        "policy.megatron_cfg.distributed_data_parallel_config.use_custom_fsdp", (False,), _OTHER_ENGINE
+    ),
+    Restriction("policy.generation.stop_strings", (None, []), "use policy.generation.stop_token_ids"),
+    Restriction(
+        "policy.generation.colocated.enabled", (True,), "generation runs on the training ranks; set true"
+    ),
+    Restriction("policy.generation.vllm_cfg.kv_cache_dtype", ("auto",), _QUANTISED),
+    Restriction("policy.generation.quant_cfg", (None,), _QUANTISED),
+    Restriction("data.shuffle", (True,), "every epoch is a seeded permutation; set true"),
+    Restriction("data.use_multiple_dataloader", (False,), "data sets are joined; set false"),
+    Restriction("data.custom_dataloader", (None,), _OTHER_ENGINE),
+    Restriction("checkpointing.enabled", (True,), _ALWAYS_SAVES),
+    Restriction(
+        "checkpointing.checkpoint_dir", ("checkpoints",), "checkpoints are in the run folder; use --run-dir"
+    ),
+    Restriction("checkpointing.keep_top_k", (None,), _ALWAYS_SAVES),
+    Restriction("checkpointing.save_optimizer", (True,), _ALWAYS_SAVES),
+    Restriction(
+        "checkpointing.checkpoint_must_save_by", (None,), "send SIGTERM or SIGUSR1: the run saves and ends"
+    ),
+    Restriction("logger.log_dir", ("logs",), "logs are in the run folder; use --run-dir"),
+    Restriction("logger.swanlab_enabled", (False,), _OTHER_ENGINE),
+    Restriction("logger.mlflow_enabled", (False,), _OTHER_ENGINE),
+)
+
+_DATASET_RESTRICTIONS = (
+    ("prompt_file", (None,), _PROMPTS),
+    ("system_prompt_file", (None,), _PROMPTS),
+    ("dataset_name", (None,), _DATA),
+    ("data_files", (None,), _DATA),
+    ("subset", (None,), _DATA),
+    ("split_validation_size", (None, 0, 0.0), _DATA),
+    ("repeat", (None, 1), _DATA),
+    ("variant", (None,), _DATA),
+    ("extract_answer", (None,), _DATA),
+    ("env_name", (None, "thinkprune"), "the local engine scores with its own verifier; remove the key"),
+)
+_ENVIRONMENT_KEYS = ("math_verify_impl", "verifier_type", "stop_strings")
+
+# Settings of other engines that change speed or memory only: ignored, and said so when they are switched on.
+TUNING = (
+    "policy.dynamic_batching.enabled",
+    "policy.offload_optimizer_for_logprob",
+    "policy.megatron_cfg.optimizer.optimizer_cpu_offload",
+    "policy.generation.vllm_kwargs",
+    "policy.generation.use_async_rollouts",
+    "data_plane.enabled",
+    "logger.monitor_gpus",
+    "logger.num_val_samples_to_print",
+)
+
+
+def value_at(recipe: Recipe, path: str) -> Any:
+    """Return the value at a dotted path; None where a section on the way is null."""
+    value: Any = recipe
+    for part in path.split("."):
+        value = getattr(value, part, None) if value is not None else None
+    return value
+
+
+def unsupported(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for each setting that the local engine cannot honour."""
+    for rule in RESTRICTIONS:
+        value = value_at(recipe, rule.path)
+        if value not in rule.allowed:
+            yield f"{rule.path} = {value!r}: the local engine cannot honour this; {rule.advice}"
+    for path, dataset in _datasets(recipe):
+        for key, allowed, advice in _DATASET_RESTRICTIONS:
+            if (value := getattr(dataset, key)) not in allowed:
+                yield f"{path}.{key} = {value!r}: the local engine cannot honour this; {advice}"
+        if dataset.data_path is None and not path.endswith("default"):
+            yield f"{path}: the local engine needs data_path, a file or a hub id"
+    for name, environment in recipe.env.items():
+        for key in _ENVIRONMENT_KEYS:
+            if getattr(environment, key) is not None:
+                yield f"env.{name}.{key}: the local engine scores with its own verifier; remove the key"
+    yield from _followers(recipe)
+
+
+def _followers(recipe: Recipe) -> Iterator[str]:
+    """Yield messages on keys that must equal another here but need not in NeMo-RL."""
+    policy = recipe.policy
+    if policy.tokenizer.name != policy.model_name:
+        yield "policy.tokenizer.name: the tokenizer is that of policy.model_name here; remove the key"
+    if policy.generation.vllm_cfg.precision != policy.precision:
+        yield f"policy.generation.vllm_cfg.precision: {_QUANTISED}"
+    optimizer, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
+    if {scheduler.start_weight_decay, scheduler.end_weight_decay} != {optimizer.weight_decay}:
+        yield (
+            "policy.megatron_cfg.scheduler: weight decay is constant on the local engine; remove "
+            "start_weight_decay and end_weight_decay"
+        )
+
+
+def _datasets(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for name in ("train", "validation"):
+        for number, dataset in enumerate(getattr(recipe.data, name) or []):
+            yield f"data.{name}.{number}", dataset
+    if recipe.data.default is not None:
+        yield "data.default", recipe.data.default
+
+
+def ignored(recipe: Recipe) -> Iterator[str]:
+    """Yield a note for each tuning setting that is switched on and does nothing here."""
+    for path in TUNING:
+        if value_at(recipe, path):
+            yield f"{path}: changes speed or memory in NeMo-RL only; the local engine ignores it"
