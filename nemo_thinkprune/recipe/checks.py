@@ -157,7 +157,7 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
         yield f"{path}.optimizer.min_lr = {optimizer.min_lr:g} is above lr = {optimizer.lr:g}"
     decay = scheduler.lr_decay_iters
     if decay is not None and scheduler.lr_warmup_iters >= decay:
-        yield f"{path}.scheduler.lr_warmup_iters = {scheduler.lr_warmup_iters} must be below {decay}, lr_decay_iters"
+        yield f"{path}.scheduler.lr_warmup_iters must be below lr_decay_iters = {decay}"
     if scheduler.lr_warmup_iters and scheduler.lr_warmup_init > optimizer.lr:
         yield f"{path}.scheduler.lr_warmup_init = {scheduler.lr_warmup_init:g} is above lr = {optimizer.lr:g}"
     if recipe.policy.logprob_chunk_size is not None and not megatron.defer_fp32_logits:

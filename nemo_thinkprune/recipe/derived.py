@@ -37,6 +37,11 @@ def _precision_is(name: str) -> Rule:
     return lambda get, has: get("policy.precision") == name
 
 
+def _limits(get: Get, has: Has) -> Any:
+    only = "policy.generation.max_new_tokens"
+    return [get(only)] if has(only) else [4000, 3000, 2000]
+
+
 def _first_limit(get: Get, has: Has) -> Any:
     return get("thinkprune.limits")[0]
 
@@ -74,6 +79,7 @@ DERIVED: Mapping[str, Rule] = MappingProxyType(
         "policy.dynamic_batching.logprob_mb_tokens": product(_TOTAL, _LOGPROB),
         "policy.sequence_packing.train_mb_tokens": product(_TOTAL, _MICRO),
         "policy.sequence_packing.logprob_mb_tokens": product(_TOTAL, _LOGPROB),
+        "thinkprune.limits": _limits,
         "policy.generation.max_new_tokens": _first_limit,
         "policy.generation.vllm_cfg.max_model_len": follows(_TOTAL),
         "policy.generation.vllm_cfg.precision": follows("policy.precision"),

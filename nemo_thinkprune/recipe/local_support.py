@@ -26,7 +26,7 @@ _QUANTISED = "the local engine samples and trains in policy.precision; remove th
 _SPARSE = "the local engine trains dense models; set 1"
 _PROMPTS = "prompts are built by thinkprune.prompt_family; set null"
 _DATA = "it reads data_path, split, input_key, output_key, sources and max_samples; remove the key"
-_ALWAYS_SAVES = "the local engine keeps every checkpoint complete, since rounds select among them"
+_ALWAYS_SAVES = "every checkpoint is kept complete, since rounds select among them; remove the key"
 
 RESTRICTIONS = (
     Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),

@@ -45,7 +45,7 @@ class Recipe(Section):
     """NeMo-RL's TransferQueue."""
     on_policy_distillation: dict[str, Any] | None = None
     """Must stay null: ThinkPrune does not distil."""
-    thinkprune: ThinkPrune = Field(default_factory=ThinkPrune)
+    thinkprune: ThinkPrune
     """Limits, rewards, selection."""
 
     @property

@@ -111,6 +111,8 @@ class Warmup(Section):
     """Weight decay."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest gradient norm."""
+    save_period: PositiveInt = 100
+    """Save every so many updates."""
     target_accuracy: Share = 0.93
     """Accuracy at which the warm-up counts as done."""
     max_extensions: NonNegativeInt = 3
@@ -122,8 +124,11 @@ class Warmup(Section):
 class ThinkPrune(Section):
     """Section `thinkprune`."""
 
-    limits: list[PositiveInt] = Field(default_factory=lambda: [4000, 3000, 2000], min_length=1)
-    """Response limits of the rounds in tokens, strictly decreasing."""
+    limits: list[PositiveInt] = Field(min_length=1)
+    """Response limits of the rounds in tokens, strictly decreasing.
+
+    Default: 4000, 3000, 2000, or policy.generation.max_new_tokens alone where that is given.
+    """
     long_limit: PositiveInt | None = None
     """Limit at which accuracy is measured for selection and report; null: the limit of the round."""
     truncation: Literal["zero", "score_cut_text"] = "zero"
