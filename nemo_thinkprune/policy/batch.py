@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -95,7 +96,7 @@ def pack(
         indices=list(indices),
         tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
-        max_seqlen=max(b - a for a, b in zip(bounds, bounds[1:], strict=False)),
+        max_seqlen=max(b - a for a, b in itertools.pairwise(bounds)),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         targets=torch.tensor([t for s in chosen for t in s.response_ids], dtype=torch.int64, device=device),
         lengths=[len(s.response_ids) for s in chosen],

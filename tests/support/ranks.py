@@ -10,7 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["nemo_thinkprune.policy.policy", "nemo_thinkprune.rollout.engine", "nemo_thinkprune.policy.checkpoint"]
+PRELOAD = [
+    "nemo_thinkprune.policy.policy",
+    "nemo_thinkprune.rollout.engine",
+    "nemo_thinkprune.policy.checkpoint",
+]
 
 
 def run_ranks(function: Callable[..., Any], *args: Any, world: int, tp: int = 1, pp: int = 1) -> list[Any]:
@@ -43,7 +47,14 @@ def run_ranks(function: Callable[..., Any], *args: Any, world: int, tp: int = 1,
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, world: int, tp: int, pp: int, rendezvous: Path, queue: Any, args: tuple
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    tp: int,
+    pp: int,
+    rendezvous: Path,
+    queue: Any,
+    args: tuple,
 ) -> None:
     import torch
 

@@ -1,0 +1,130 @@
+"""The GRPO loop on one machine: sample, score, compare within groups, update; a row and a checkpoint at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nemo_thinkprune.data.ledger import Ledger, ledger_row
+from nemo_thinkprune.policy.device import peak_memory_mb
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.rollout.types import Sampling
+from nemo_thinkprune.training.checkpointing import Checkpointer
+from nemo_thinkprune.training.metrics import step_row
+from nemo_thinkprune.training.objective import Objective, optimise
+from nemo_thinkprune.training.problems import training_prompts, validation_prompts
+from nemo_thinkprune.training.run_folder import RunFolder
+from nemo_thinkprune.training.samples import Prompt, Sample, collect
+from nemo_thinkprune.training.schedule import learning_rate
+from nemo_thinkprune.training.session import Clock, Session
+from nemo_thinkprune.training.validate import validate
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do: its problems, its ledger and its last step."""
+
+    train: list[Prompt]
+    validation: list[Prompt]
+    ledger: Ledger
+    last_step: int
+
+
+def make_plan(session: Session) -> Plan:
+    """Load the data and count the steps: whole epochs, at most `grpo.max_num_steps`."""
+    grpo = session.recipe.grpo
+    train = training_prompts(session)
+    ledger = Ledger(len(train), grpo.num_prompts_per_step, grpo.seed)
+    last_step = min(grpo.max_num_steps, grpo.max_num_epochs * ledger.steps_per_epoch)
+    if grpo.num_prompts_per_step % session.layout.dp:
+        raise UserError(
+            f"grpo.num_prompts_per_step = {grpo.num_prompts_per_step} cannot be shared by "
+            f"{session.layout.dp} data-parallel ranks: make it a multiple"
+        )
+    return Plan(train, validation_prompts(session), ledger, last_step)
+
+
+def train(session: Session) -> None:
+    """Run from the newest valid checkpoint (or step 0) to the last step."""
+    plan = make_plan(session)
+    objective = Objective.from_recipe(session.recipe)
+    if objective.needs_reference:
+        session.policy.freeze_reference()  # before resuming: the reference is the model the round began with
+    checkpointer = Checkpointer(session)
+    folder = RunFolder(session.job, write=session.layout.is_main)
+    done = checkpointer.resume()
+    folder.truncate_after(done if done else -1)
+    session.beat("start", done, total=plan.last_step)
+    grpo, save_period = session.recipe.grpo, session.recipe.checkpointing.save_period
+    if done == 0 and grpo.val_at_start and plan.validation:
+        folder.write_validation(0, validate(session, plan.validation, step=0, clock=Clock()))
+    for step in range(done + 1, plan.last_step + 1):
+        clock = Clock()
+        samples, advantages, row = train_step(session, plan, objective, step, clock)
+        last = step == plan.last_step
+        validation = None
+        if plan.validation and (_due(step, grpo.val_period) or (last and grpo.val_at_end)):
+            validation = validate(session, plan.validation, step=step, clock=Clock())
+        folder.write_step(
+            step,
+            row={**row, "timing": timing(session, clock, samples)},
+            rollouts=[s.to_row() | {"advantage": a} for s, a in zip(samples, advantages, strict=True)],
+            ledger_row=ledger_row(plan.ledger, step, [p.problem.id for p in plan.train]).to_json(),
+            validation=validation,
+        )
+        session.beat("step", step, row=row | {"timing": clock.seconds}, total=plan.last_step)
+        stop = session.context.stop_requested_anywhere(session.layout)
+        if session.recipe.checkpointing.enabled and (stop or last or _due(step, save_period)):
+            checkpointer.save(step, validation=validation)
+        if stop and not last:
+            return session.context.stopped(step)
+
+
+def train_step(
+    session: Session, plan: Plan, objective: Objective, step: int, clock: Clock
+) -> tuple[list[Sample], list[float], dict[str, Any]]:
+    """Sample, score, compare, update; the samples, their advantages and the step's metrics."""
+    recipe, group = session.recipe, objective.group_size
+    with clock.phase("step_s"):
+        samples = collect(
+            session,
+            [plan.train[index] for index in plan.ledger.take(step)],
+            samples=group,
+            limit=session.job.limit,
+            sampling=Sampling(temperature=recipe.policy.generation.temperature, seed=recipe.grpo.seed),
+            stream=f"step {step}",
+            step=step,
+            clock=clock,
+        )
+        advantages = objective.advantages(samples)
+        lrs = learning_rates(recipe, step, updates=-(-len(samples) // objective.update_size))
+        session.beat("update", step)
+        updates = optimise(session.policy, objective, samples, advantages, lrs=lrs, clock=clock)
+    row = step_row(step, samples, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
+    return samples, advantages, row
+
+
+def learning_rates(recipe: Recipe, step: int, *, updates: int) -> list[float]:
+    """Learning rate of each update of `step`; updates are counted through the whole round."""
+    megatron = recipe.policy.megatron_cfg
+    first = (step - 1) * updates + 1
+    return [
+        learning_rate(first + i, optimizer=megatron.optimizer, scheduler=megatron.scheduler)
+        for i in range(updates)
+    ]
+
+
+def timing(session: Session, clock: Clock, samples: Sequence[Sample]) -> dict[str, float]:
+    """Seconds per phase, response tokens generated per second of the whole step, peak memory of rank 0."""
+    tokens = sum(len(s.rollout.response_ids) for s in samples)
+    return {
+        **clock.seconds,
+        "tokens_per_s": tokens / clock.seconds["step_s"],
+        "peak_memory_mb": peak_memory_mb(session.device),
+    }
+
+
+def _due(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0

@@ -1,0 +1,141 @@
+"""From scored samples to optimizer steps: advantages, reference log-probs and the loss of each micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from nemo_thinkprune.algorithms.advantages import AdvantageConfig, response_advantages
+from nemo_thinkprune.algorithms.losses import LossConfig, PackedTokens, StepTotals, policy_loss
+from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
+from nemo_thinkprune.policy.policy import LossFn, Policy, UpdateResult
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.training.samples import Sample
+from nemo_thinkprune.training.session import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is optimised, in the terms of `algorithms`."""
+
+    advantage: AdvantageConfig
+    loss: LossConfig
+    group_size: int
+    update_size: int
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Objective:
+        """Read `grpo`, `loss_fn` and the batch sizes."""
+        grpo, estimator = recipe.grpo, recipe.grpo.adv_estimator
+        names = {f.name for f in fields(LossConfig)} & set(type(recipe.loss_fn).model_fields)
+        return cls(
+            advantage=AdvantageConfig(
+                name=estimator.name,
+                normalize_rewards=estimator.normalize_rewards,
+                use_leave_one_out_baseline=estimator.use_leave_one_out_baseline,
+                minus_baseline=estimator.minus_baseline,
+                advantage_clip_low=grpo.advantage_clip_low,
+                advantage_clip_high=grpo.advantage_clip_high,
+            ),
+            loss=LossConfig(**{name: getattr(recipe.loss_fn, name) for name in names}),
+            group_size=grpo.num_generations_per_prompt,
+            update_size=recipe.policy.train_global_batch_size,
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL term asks for the reference policy."""
+        return self.loss.reference_policy_kl_penalty != 0
+
+    def advantages(self, samples: Sequence[Sample]) -> list[float]:
+        """One advantage per sample; samples are ordered by prompt, `group_size` to each."""
+        rewards = torch.tensor([s.verdict.reward for s in samples], dtype=torch.float64)
+        lengths = torch.tensor([len(s.rollout.response_ids) for s in samples])
+        shape = (-1, self.group_size)
+        return (
+            response_advantages(rewards.view(shape), lengths.view(shape), self.advantage).flatten().tolist()
+        )
+
+
+def optimise(
+    policy: Policy,
+    objective: Objective,
+    samples: Sequence[Sample],
+    advantages: Sequence[float],
+    *,
+    lrs: list[float],
+    clock: Clock,
+) -> list[UpdateResult]:
+    """One optimizer update per `update_size` samples, in order; every rank passes all samples.
+
+    Each data-parallel rank works on every dp-th sample of an update. With a single update the policy that is
+    differentiated is the one that sampled, so old log-probs are its own, detached; with several they are
+    computed once before the first.
+    """
+    size = objective.update_size
+    slices = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
+    dp, dp_rank = policy.layout.dp, policy.layout.dp_rank
+    shares = [list(part)[dp_rank::dp] for part in slices]
+    mine = [index for share in shares for index in share]
+    with clock.phase("logprobs_s"):
+        values = _token_fields(policy, objective, [samples[i] for i in mine], updates=len(slices))
+    for index, value in zip(mine, values, strict=True):
+        value["advantages"] = [advantages[index]] * len(samples[index].rollout.response_ids)
+        value["positive"] = [float(samples[index].verdict.reason == "correct")] * len(value["advantages"])
+    by_sample = dict(zip(mine, values, strict=True))
+    results = []
+    for part, share, lr in zip(slices, shares, lrs, strict=True):
+        sequences = [_sequence(samples[i], by_sample[i]) for i in share]
+        totals = _totals([samples[i] for i in part])
+        with clock.phase("update_s"):
+            results.append(policy.update(sequences, _loss_fn(objective.loss, totals), lr=lr))
+    return results
+
+
+def _token_fields(
+    policy: Policy, objective: Objective, samples: Sequence[Sample], *, updates: int
+) -> list[dict[str, list[float]]]:
+    """Per-token inputs of the loss that come from a forward pass: reference and old log-probs."""
+    plain = [_sequence(sample, {}) for sample in samples]
+    values: list[dict[str, list[float]]] = [{"sampled": s.rollout.logprobs} for s in samples]
+    if objective.needs_reference:
+        with policy.reference_weights():
+            for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
+                value["reference"] = logprobs.tolist()
+    if updates > 1 and not (objective.loss.force_on_policy_ratio or objective.loss.disable_ppo_ratio):
+        for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
+            value["old"] = logprobs.tolist()
+    return values
+
+
+def _sequence(sample: Sample, values: dict[str, list[float]]) -> TokenSequence:
+    return TokenSequence(sample.rollout.prompt_ids, sample.rollout.response_ids, values)
+
+
+def _totals(samples: Sequence[Sample]) -> StepTotals:
+    lengths = [len(s.rollout.response_ids) for s in samples]
+    positive = [n for s, n in zip(samples, lengths, strict=True) if s.verdict.reason == "correct"]
+    return StepTotals(tokens=sum(lengths), sequences=len(lengths), positive_tokens=sum(positive))
+
+
+def _loss_fn(config: LossConfig, totals: StepTotals) -> LossFn:
+    def loss_fn(logprobs: Tensor, entropy: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        ids = torch.repeat_interleave(torch.tensor(micro.lengths, device=logprobs.device))
+        batch = PackedTokens(
+            logprobs=logprobs,
+            advantages=micro.fields["advantages"],
+            mask=torch.ones_like(logprobs),
+            sequence_ids=ids,
+            old_logprobs=micro.fields.get("old", logprobs.detach()),
+            reference_logprobs=micro.fields.get("reference"),
+            positive=micro.fields["positive"].bool(),
+            entropies=entropy,
+        )
+        output = policy_loss(batch, totals, config)
+        gap = (logprobs.detach() - micro.fields["sampled"]).abs().sum()
+        return output.loss, {**output.sums, "sampler_gap": gap}
+
+    return loss_fn
