@@ -67,8 +67,7 @@ def group_normalised(
     Args:
         rewards: [G, n] float.
         normalize_rewards: divide by the std; False gives Dr.GRPO.
-        use_leave_one_out_baseline: leave each response out of its own baseline; without division this is
-        RLOO.
+        use_leave_one_out_baseline: leave each response out of its own baseline; undivided this is RLOO.
 
     Returns:
         [G, n].

@@ -51,9 +51,8 @@ def kl_estimate(
         logprobs: log-probs of the sampled tokens under the policy, any shape, with gradient.
         reference_logprobs: those under the reference, same shape, without gradient.
         kind: k1, k2 or k3.
-        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none.  A clamped token keeps its
-        value but
-            loses its direct gradient.
+        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none.  A clamped token has no
+            gradient but that of the score-function factor.
         output_clamp: bound on |estimate|, NeMo-RL's kl_output_clamp_value; None: none.
         score_function: multiply by exp(log p - stop_gradient(log p)), after the clamps.
 

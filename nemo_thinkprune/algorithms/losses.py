@@ -21,18 +21,19 @@ class LossConfig:
 
     Attributes:
         ratio_clip_min: ratios below 1 - this are clipped (arXiv 1707.06347).
-        ratio_clip_max: ratios above 1 + this are clipped; larger than the lower one in DAPO (arXiv
-        2503.14476). ratio_clip_c: dual clip: for negative advantages the loss is at most -c A (arXiv
-        1912.09729); None: none. force_on_policy_ratio: take the ratio as 1 with the gradient of log p; needs
-        one update per rollout. disable_ppo_ratio: REINFORCE: -A log p, without ratio and clip.
+        ratio_clip_max: ratios above 1 + this are clipped; DAPO takes it larger (arXiv 2503.14476).
+        ratio_clip_c: dual clip, above 1: for A < 0 the loss is at most -c A (arXiv 1912.09729); None: none.
+        force_on_policy_ratio: take the ratio as 1 with the gradient of log p; needs one update per rollout.
+        disable_ppo_ratio: REINFORCE: -A log p, without ratio and clip.
         token_level_loss: mean over the step's tokens; False: mean over its responses of their token means.
         reference_policy_kl_penalty: coefficient of the KL term; positive pulls towards the reference.
-        reference_policy_kl_type: estimator of the KL term. kl_input_clamp_value: see `kl_estimate`.
-        kl_output_clamp_value: see `kl_estimate`. positive_example_nll_weight: coefficient of VAPO's NLL on
-        correct responses (arXiv 2504.05118). kl_score_function: see `kl_estimate`; True is NeMo-RL's
-        gradient, False the plain one of verl. constant_normaliser: Dr.GRPO (arXiv 2503.20783): each
-        response's token sum over this constant (the response
-            limit), mean over the responses; overrides token_level_loss.  None: not used.
+        reference_policy_kl_type: estimator of the KL term.
+        kl_input_clamp_value: see `kl_estimate`.
+        kl_output_clamp_value: see `kl_estimate`.
+        positive_example_nll_weight: coefficient of VAPO's NLL on correct responses (arXiv 2504.05118).
+        kl_score_function: see `kl_estimate`; True is NeMo-RL's gradient, False the plain one of verl.
+        constant_normaliser: Dr.GRPO (arXiv 2503.20783): mean over the responses of their token sums over this
+            constant (the response limit); overrides token_level_loss.  None: not used.
     """
 
     ratio_clip_min: float = 0.2
@@ -103,9 +104,8 @@ class LossOutput:
     Attributes:
         loss: scalar with gradient, already divided by the totals of the step.
         sums: scalars without gradient to add over the parts.  policy_loss, kl_loss and nll_loss then are the
-        terms
-            of the step's loss; tokens, kl, ratio, clipped, dual_clipped and entropy are sums over tokens, to
-            be divided by tokens.
+            terms of the step's loss; tokens, kl, ratio, clipped, dual_clipped and entropy are sums over
+            tokens, to be divided by tokens.
         maxima: scalars of which the maximum over the parts is to be taken: ratio.
     """
 

@@ -102,7 +102,7 @@ def verify_ledger(
 
     Raises:
         UserError: naming the first step that is missing, repeated, out of order or has other problems than
-        planned.
+            planned.
     """
     _check_ids(ledger, problem_ids)
     trained: Counter[str] = Counter()

@@ -59,19 +59,19 @@ def load_problems(
 
     Files are .jsonl, .json or .parquet.  The columns are found by their usual names (question, problem,
     prompt; answer, final_answer, reward_model.ground_truth, ...); `question_key` and `answer_key` name
-    others, with dots into nested columns. Chat-shaped prompts, as in Eurus-2-RL-Data before or after
+    others, with dots into nested columns.  Chat-shaped prompts, as in Eurus-2-RL-Data before or after
     ThinkPrune's processing, give their user turn without the instruction appended to it.
 
     Args:
         path_or_hub_id: what exists on disk is a path; everything else of the form owner/name is a hub id.
-        split: the split of a hub data set, or of a folder, chosen by file name; for a single file it must be
-        None. question_key: column of the question. answer_key: column of the answer. sources: keep only rows
-        whose source or data_source is one of these.
+        split: the split of a hub data set, or of a folder, chosen by file name; None for a single file.
+        question_key: column of the question.
+        answer_key: column of the answer.
+        sources: keep only rows whose source or data_source is one of these.
 
     Raises:
         UserError: unreadable or empty data, no column found (the message lists the columns), an unknown
-        source,
-            a row without question or answer, or a hub that cannot be reached.
+            source, a row without question or answer, or a hub that cannot be reached.
     """
     table = read_table(path_or_hub_id, split=split)
     return problems_from_table(table, question_key=question_key, answer_key=answer_key, sources=sources)
@@ -85,12 +85,12 @@ def problems_from_table(
     sources: Sequence[str] | None = None,
 ) -> list[Problem]:
     """Turn rows into problems; see `load_problems` for the arguments and errors."""
-    rows = _select_sources(table, sources)
-    question_column = _find_column(table, rows[0], question_key, _QUESTION_COLUMNS, "question")
-    answer_column = _find_column(table, rows[0], answer_key, _ANSWER_COLUMNS, "answer")
-    names = _row_names(rows, table.name)
+    named = _select_sources(table, sources)
+    first = named[0][1]
+    question_column = _find_column(table, first, question_key, _QUESTION_COLUMNS, "question")
+    answer_column = _find_column(table, first, answer_key, _ANSWER_COLUMNS, "answer")
     problems = []
-    for name, row in zip(names, rows, strict=True):
+    for name, row in named:
         question = question_text(_lookup(row, question_column))
         answer = answer_text(_lookup(row, answer_column))
         if not question or not answer:
@@ -136,16 +136,18 @@ def answer_text(value: Any) -> str:
     return text.replace("\\$", "\0").replace("$", "").replace("\0", "\\$").strip()
 
 
-def _select_sources(table: Table, sources: Sequence[str] | None) -> Sequence[Mapping[str, Any]]:
+def _select_sources(table: Table, sources: Sequence[str] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the rows of these sources with their names, which do not depend on the selection."""
     if not table.rows:
         raise UserError(f"{table.name} has no rows")
+    named = list(zip(_row_names(table.rows, table.name), table.rows, strict=True))
     if sources is None:
-        return table.rows
+        return named
     counts = Counter(_source_of(row, table.name) for row in table.rows)
     absent = sorted(set(sources) - set(counts))
     if absent:
         raise UserError(f"{table.name} has no rows of {absent}; it has {dict(counts.most_common(12))}")
-    return [row for row in table.rows if _source_of(row, table.name) in sources]
+    return [(name, row) for name, row in named if _source_of(row, table.name) in sources]
 
 
 def _find_column(
@@ -184,12 +186,19 @@ def _lookup(row: Mapping[str, Any], key: str) -> Any:
 
 
 def _row_names(rows: Sequence[Mapping[str, Any]], table_name: str) -> list[str]:
-    """Return the rows' own ids where unique, else source and position: the ledger needs unique names."""
+    """Return the rows' own ids where unique, else their positions: the ledger needs unique names.
+
+    Mere numbers get the source in front, since several data sets may be trained on together.
+    """
     for column in _ID_COLUMNS:
         names = [str(row[column]) for row in rows if row.get(column) is not None]
         if len(names) == len(rows) == len(set(names)):
-            return names
-    return [f"{_source_of(row, table_name)}-{number}" for number, row in enumerate(rows)]
+            break
+    else:
+        names = [str(number) for number in range(len(rows))]
+    if not all(name.isdecimal() for name in names):
+        return names
+    return [f"{_source_of(row, table_name)}-{name}" for name, row in zip(names, rows, strict=True)]
 
 
 def _source_of(row: Mapping[str, Any], table_name: str) -> str:

@@ -65,7 +65,7 @@ class SftSchedule:
             raise ValueError(f"steps are counted from 1, got {step}")
         return "short" if step <= self.short_steps else "redundant"
 
-    def batch_size(self, step: int) -> int:
+    def traces_in(self, step: int) -> int:
         """Return the number of traces in `step`."""
         if self.stage_of(step) == "redundant":
             return self.batch
@@ -76,7 +76,7 @@ class SftSchedule:
         """Return how many traces of its stage the steps before `step` took."""
         if self.stage_of(step) == "redundant":
             return self.batch * (step - self.short_steps - 1)
-        return sum(self.batch_size(earlier) for earlier in range(1, step))
+        return sum(self.traces_in(earlier) for earlier in range(1, step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def sft_batches(
         pool = by_stage[stage]
         if not pool:
             raise UserError(f"warm-up step {step} needs traces of stage {stage!r} and the data has none")
-        picks = _picks(len(pool), schedule.taken_before(step), schedule.batch_size(step), seed, stage)
+        picks = _picks(len(pool), schedule.taken_before(step), schedule.traces_in(step), seed, stage)
         chosen = [pool[index] for index in picks]
         encoded = [_encode(trace, tokenizer, family) for trace in chosen]
         yield SftBatch(
