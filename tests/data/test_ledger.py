@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_thinkprune.data.ledger import Ledger, ledger_row, read_ledger, verify_ledger
@@ -19,6 +19,7 @@ def rows(count):
     return [ledger_row(LEDGER, step, IDS) for step in range(1, count + 1)]
 
 
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
 def test_an_epoch_takes_each_problem_at_most_once_and_drops_only_the_remainder(n, per_step, seed):
     if n < per_step:
