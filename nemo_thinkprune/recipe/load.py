@@ -60,14 +60,18 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return _validated(layers, shown(file))
 
 
-def recipe_from_dict(data: Mapping[str, Any], *, name: str = "the recipe") -> Recipe:
-    """Return the recipe in `data`, as `to_dict` gave it or as a YAML file would hold it.
+def recipe_from_dict(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, name: str = "the recipe"
+) -> Recipe:
+    """Return the recipe in `data`, as `to_dict` gave it or as a YAML file would hold it, with overrides.
 
     Raises:
         UserError: as `load_recipe`, without lines.
     """
     layers = Layers()
     layers.add(data, lambda path: None)
+    for text in overrides:
+        apply_override(layers, text)
     return _validated(layers, name)
 
 

@@ -1,0 +1,171 @@
+"""What the commands do: each builds what its one call needs from a recipe and the local engine.
+
+The modules that import torch are imported by the functions that need them, so that `check` and `score` stay quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.describe import describe_check
+from nemo_thinkprune.recipe.load import load_recipe, recipe_from_dict, with_values
+from nemo_thinkprune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from nemo_thinkprune.rewards.score_file import FileScore
+    from nemo_thinkprune.rounds.plan import Engine
+
+Say = Callable[[str], None]
+Truncation = Literal["zero", "score_cut_text"]
+
+
+def default_run_dir(recipe: str) -> Path:
+    """Return runs/NAME for a recipe given by path or name."""
+    return Path("runs") / Path(recipe).stem
+
+
+def check(recipe: str, overrides: Sequence[str], *, engine: str) -> str:
+    """Load and check a recipe; return what it will do, in words.
+
+    Raises:
+        UserError: everything that is wrong with it.
+    """
+    return describe_check(load_recipe(recipe, overrides), engine=engine)
+
+
+def train(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
+    """Train one round; return the run folder.
+
+    Raises:
+        UserError: a recipe, data or model that cannot be used.
+    """
+    from nemo_thinkprune.training.start import train as run
+
+    return run(load_recipe(recipe, overrides), run_dir or default_run_dir(recipe))
+
+
+def warmup(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
+    """Run the supervised warm-up of a recipe; return the folder of the model it made.
+
+    Raises:
+        UserError: no warm-up in the recipe, or its target is missed.
+    """
+    from nemo_thinkprune.training.start import warmup as run
+
+    return run(load_recipe(recipe, overrides), run_dir or default_run_dir(recipe))
+
+
+def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> dict[str, Any]:
+    """Run all rounds of a recipe; return the content of summary.json.
+
+    Raises:
+        UserError: a recipe that cannot be pruned.
+    """
+    from nemo_thinkprune.rounds.prune import prune as run
+    from nemo_thinkprune.training.start import starting_point
+
+    loaded = load_recipe(recipe, overrides)
+    check_recipe(loaded)
+    folder, start = starting_point(loaded.policy.model_name)
+    if (checkpoint := loaded.policy.pretrained_checkpoint) is not None:
+        start = Path(checkpoint.path).resolve()
+    placed = _with_model(loaded, folder)
+    return run(placed, run_dir or default_run_dir(recipe), engine=local_engine(placed), say=say, start=start)
+
+
+def quickstart(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> dict[str, Any]:
+    """Warm up and prune the tiny model; return the content of summary.json.
+
+    Raises:
+        UserError: a recipe without warm-up, or a warm-up that misses its target.
+    """
+    from nemo_thinkprune.rounds.quickstart import quickstart as run
+
+    loaded = load_recipe(recipe, overrides)
+    check_recipe(loaded)
+    return run(loaded, run_dir or default_run_dir(recipe), engine=local_engine(loaded), say=say)
+
+
+def evaluate(
+    model: str,
+    overrides: Sequence[str],
+    *,
+    data: str,
+    limit: int,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    top_k: int | None,
+    recipe: str | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Measure a model on a set of problems; return the summary that was written to `out`.
+
+    Prompts and layout come from `recipe`; without one from the recipe that a checkpoint was trained with, and
+    for any other model from the defaults.
+
+    Raises:
+        UserError: a model or data that cannot be used.
+    """
+    from nemo_thinkprune.evaluation.run import evaluate_model
+    from nemo_thinkprune.training.console import run_with_progress
+
+    stem = f"{Path(model).resolve().name}_{Path(data).stem}_{limit}.json"
+    return evaluate_model(
+        model,
+        data=data,
+        limit=limit,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        recipe=_evaluation_recipe(model, data, recipe, overrides),
+        out=out or Path("eval") / stem,
+        run=run_with_progress,
+    )
+
+
+def score(
+    path: Path, out: Path | None, *, truncation: Truncation, workers: int, deadline_s: float, memory_mb: int
+) -> FileScore:
+    """Score the rows of a JSONL file and write them back; return counts.
+
+    Raises:
+        UserError: a row that cannot be scored or a setting out of range.
+    """
+    from nemo_thinkprune.rewards.score import Scorer
+    from nemo_thinkprune.rewards.score_file import score_file
+
+    with Scorer(workers=workers, deadline_s=deadline_s, memory_mb=memory_mb, truncation=truncation) as scorer:
+        return score_file(path, out, scorer=scorer)
+
+
+def local_engine(recipe: Recipe) -> Engine:
+    """Return the engine for rounds: the control runs beside them when the machine has the cores for both."""
+    from nemo_thinkprune.rounds.plan import Engine
+    from nemo_thinkprune.training.console import run_with_progress
+    from nemo_thinkprune.training.supervisor import run_job
+
+    runtime = recipe.thinkprune.runtime
+    cores = 2 * recipe.world_size * runtime.threads_per_rank
+    beside = recipe.thinkprune.control.enabled and runtime.device != "cuda" and (os.cpu_count() or 1) >= cores
+    return Engine(run=run_with_progress, beside=run_job if beside else None)
+
+
+def _evaluation_recipe(model: str, data: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe that an evaluation takes its prompts, scoring and layout from."""
+    recorded = Path(model) / "config.yaml"
+    if recipe is None and recorded.is_file():
+        recipe = str(recorded)
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    base = {"policy": {"model_name": model}, "data": {"train": {"data_path": data}}}
+    return recipe_from_dict(base, overrides, name="the evaluation")
+
+
+def _with_model(recipe: Recipe, folder: Path) -> Recipe:
+    return with_values(recipe, {"policy.model_name": str(folder), "policy.tokenizer.name": str(folder)})
