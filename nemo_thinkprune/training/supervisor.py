@@ -1,0 +1,200 @@
+"""Start the ranks of a job, watch them, and leave nothing behind however it ends.
+
+The parent imports no torch.  Each worker leads a session of its own, dies with its parent, and holds the lock
+of the run folder, so that a new attempt cannot begin before the last process of the old one is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.training import guardian
+from nemo_thinkprune.training.attempts import new_attempt, run_lock
+from nemo_thinkprune.training.crew import Rank, collect_stacks, drain, poll_exits, reap, start_rank
+from nemo_thinkprune.training.job import JOB_FILE, Job
+from nemo_thinkprune.training.postmortem import tail, write_report
+from nemo_thinkprune.training.process_tree import kill_sessions
+from nemo_thinkprune.training.run_settings import record_settings
+from nemo_thinkprune.training.watch import Failure, FailureKind, Stopped, Verdict, Watch
+from nemo_thinkprune.training.worker import DEFAULT_ENTRY
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A worker entered a phase of a step, or finished a row; `extra` holds whatever else the worker told."""
+
+    rank: int
+    phase: str
+    step: int
+    row: dict[str, Any] | None = None
+    total: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class JobFailed(RuntimeError):
+    """A rank died or hung.  `log` is the log of `rank`, `report` the file with the stacks of all ranks."""
+
+    def __init__(self, failure: Failure, *, log: Path, report: Path) -> None:
+        self.kind: FailureKind = failure.kind
+        self.rank = failure.rank
+        self.reason = failure.reason
+        self.log = log
+        self.report = report
+        text = f"{failure.reason}\nlog: {log}\nstacks of all ranks: {report}"
+        last = tail(log)
+        super().__init__(f"{text}\nlast lines of the log:\n{last}" if last else text)
+
+
+class JobStopped(RuntimeError):
+    """The job saved `step` and left because it was asked to; start it again to go on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"stopped as asked with step {step} saved; the same command goes on from there")
+
+
+def run_job(job: Job, *, on_event: Callable[[Event], None] | None = None, entry: str = DEFAULT_ENTRY) -> None:
+    """Run `job` on all of its ranks and return when it is done.
+
+    SIGTERM and SIGUSR1 ask the ranks to save at the next step boundary and leave.  `entry` names the function
+    "package.module:function" that every rank calls with the job and its `worker.RankContext`.
+
+    Raises:
+        UserError: A worker found a mistake of the user; or another process uses the run folder; or the folder
+            holds a run with other settings.
+        JobFailed: A rank died, raised or gave no sign of life for `thinkprune.runtime.stall_timeout_s`.
+        JobStopped: The ranks saved and left as asked.
+    """
+    with run_lock(job.run_dir) as lock:
+        if job.kind != "eval":
+            record_settings(job)
+        attempt = new_attempt(job.run_dir)
+        job.write(attempt / JOB_FILE)
+        verdict = _run_attempt(job, attempt, lock, on_event or (lambda event: None), entry)
+    if isinstance(verdict, Stopped):
+        raise JobStopped(verdict.step)
+    if isinstance(verdict, Failure):
+        if verdict.kind is FailureKind.USER_ERROR:
+            raise UserError(verdict.reason)
+        log = attempt / f"rank_{verdict.rank}.log"
+        raise JobFailed(verdict, log=log, report=attempt / "failure.txt")
+
+
+def _run_attempt(
+    job: Job, attempt: Path, lock: int, on_event: Callable[[Event], None], entry: str
+) -> Verdict:
+    watch = Watch(job.world_size, job.recipe.thinkprune.runtime.stall_timeout_s, time.monotonic())
+    ranks: list[Rank] = []
+    with _stop_signals() as stop, _guard(lock) as register:
+        try:
+            for number in range(job.world_size):
+                ranks.append(start_rank(job, attempt, number, entry=entry, lock=lock))
+                register(ranks[-1].pid)
+            verdict = _supervise(ranks, watch, stop, on_event)
+            if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
+                positions = watch.positions(time.monotonic())
+                stacks = collect_stacks(ranks, watch)
+                write_report(attempt / "failure.txt", verdict.reason, positions, stacks)
+            return verdict
+        finally:
+            kill_sessions({rank.pid for rank in ranks})
+            reap(ranks)
+
+
+def _supervise(
+    ranks: list[Rank], watch: Watch, stop: threading.Event, on_event: Callable[[Event], None]
+) -> Verdict:
+    """Watch until there is a verdict."""
+
+    def listen(wait_s: float) -> None:
+        for rank, message in drain(ranks, wait_s):
+            watch.record(rank, message, time.monotonic())
+            if message.get("kind") == "beat":
+                on_event(_event(message))
+
+    asked: set[int] = set()
+    while True:
+        listen(POLL_S)
+        for number, code in poll_exits(ranks):
+            watch.exited(number, code, time.monotonic())
+        # What a rank wrote just before it left must be known before anything is concluded from its leaving.
+        listen(0.0)
+        if stop.is_set():
+            _ask_to_stop(ranks, watch, asked)
+        if (verdict := watch.verdict(time.monotonic())) is not None:
+            return verdict
+
+
+def _ask_to_stop(ranks: list[Rank], watch: Watch, asked: set[int]) -> None:
+    """Forward the wish to stop, once, to every rank whose handler stands."""
+    for rank, state in zip(ranks, watch.ranks, strict=True):
+        if state.ready and state.alive and rank.number not in asked:
+            asked.add(rank.number)
+            os.kill(rank.pid, signal.SIGTERM)
+
+
+def _event(message: dict[str, Any]) -> Event:
+    return Event(
+        rank=message["rank"],
+        phase=message["phase"],
+        step=message["step"],
+        row=message["row"],
+        total=message["total"],
+        extra=message["extra"],
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGUSR1 set; only a main thread can listen to signals."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _guard(lock: int) -> Iterator[Callable[[int], None]]:
+    """Run the guardian; gives the function that tells it of a session."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", guardian.__name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(lock,),
+        text=True,
+    )
+    assert process.stdin is not None
+    tell = process.stdin
+
+    def register(session: int) -> None:
+        tell.write(f"{session}\n")
+        tell.flush()
+
+    try:
+        yield register
+        tell.write(f"{guardian.DONE}\n")
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            tell.close()
+        process.wait()
