@@ -72,7 +72,7 @@ def clustered_mean(clusters: Sequence[Sequence[float]]) -> Estimate:
 
 
 def accuracy(rows: Iterable[Row], *, within: int | None = None) -> Estimate:
-    """Share of correct samples; with ``within``, of those correct and finished in at most that many tokens."""
+    """Share of correct samples; with ``within``, of those also finished in at most that many tokens."""
     groups = by_problem(rows).values()
     if within is None:
         return clustered_mean([[float(is_correct(row)) for row in group] for group in groups])
@@ -125,7 +125,8 @@ def mean_pass_at_k(rows: Iterable[Row], k: int) -> float | None:
 def majority_vote(rows: Iterable[Row]) -> float | None:
     """Accuracy of the most frequent answer per problem.
 
-    A tie counts with the share of tied answers that are right. Samples without an answer do not vote. None when there are no rows.
+    A tie counts with the share of tied answers that are right. Samples without an answer do not vote. None
+    when there are no rows.
     """
     groups = by_problem(rows).values()
     if not groups:

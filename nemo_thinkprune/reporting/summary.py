@@ -61,6 +61,8 @@ def start_label(files: RunFiles) -> str:
 def missing_pieces(files: RunFiles) -> list[str]:
     """What a finished run would have and this one has not (yet), each in words."""
     missing = [] if run_files.START in files.evaluations else ["evaluation of the start"]
+    if not files.limits:
+        missing.append("rounds")
     present = {r.limit: r for r in files.rounds}
     for number, limit in enumerate(files.limits, start=1):
         name = run_files.round_name(number, limit)

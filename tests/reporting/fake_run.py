@@ -50,7 +50,9 @@ def sample_rows(*, checks: float, skill: float, limit: int, problems=60, samples
             words += ["</think>", "\\boxed{", str(total if right else total + 1), "}"]
             cut = len(words) + 1 > limit
             text = " ".join(words[:limit])
-            prompt = "start 10 ; " + " ; ".join(f"{a} {o:+d}" for a, o in zip("abcdef", operands, strict=False))
+            prompt = "start 10 ; " + " ; ".join(
+                f"{a} {o:+d}" for a, o in zip("abcdef", operands, strict=False)
+            )
             rows.append(
                 {
                     "problem_id": f"p{p}",
@@ -71,8 +73,14 @@ def sample_rows(*, checks: float, skill: float, limit: int, problems=60, samples
 def write_eval(folder: Path, name: str, rows, *, limit=240, limits=(128, 96, 64)) -> None:
     samples = max(row["sample"] for row in rows) + 1
     summary = stats.summarise(
-        rows, limits=limits, model="tiny", data="report.jsonl", limit=limit, samples=samples,
-        temperature=1.0, top_p=1.0,
+        rows,
+        limits=limits,
+        model="tiny",
+        data="report.jsonl",
+        limit=limit,
+        samples=samples,
+        temperature=1.0,
+        top_p=1.0,
     )
     write_jsonl(folder / "eval" / f"{name}.jsonl", rows)
     write_json(folder / "eval" / f"{name}.json", summary)
@@ -103,7 +111,11 @@ def metric_rows(steps, *, begin: float, end: float, cut: float, seed=0, offset=0
 
 def validation_row(step, *, accuracy, tokens, within=0.8, cut=0.02, limit=240):
     measured = {
-        "accuracy": accuracy, "mean_tokens": tokens, "limit": limit, "share_cut": cut, "accuracy_at_limit": within,
+        "accuracy": accuracy,
+        "mean_tokens": tokens,
+        "limit": limit,
+        "share_cut": cut,
+        "accuracy_at_limit": within,
     }
     return {"step": step, "validation": measured}
 
@@ -123,13 +135,32 @@ def write_decision(folder: Path, *, number, limit, begin, end) -> None:
         {
             "round": number,
             "limit": limit,
-            "baseline": {"step": 0, "accuracy": 0.953, "mean_tokens": begin, "share_cut": 0.01,
-                         "accuracy_at_limit": 0.71},
+            "baseline": {
+                "step": 0,
+                "accuracy": 0.953,
+                "mean_tokens": begin,
+                "share_cut": 0.01,
+                "accuracy_at_limit": 0.71,
+            },
             "candidates": [
-                {"step": 5, "accuracy": 0.961, "mean_tokens": (begin + end) / 2, "share_cut": 0.0,
-                 "accuracy_at_limit": 0.82, "relative_drop": -0.008, "qualifies": True},
-                {"step": 10, "accuracy": 0.968, "mean_tokens": end, "share_cut": 0.0,
-                 "accuracy_at_limit": 0.91, "relative_drop": -0.016, "qualifies": True},
+                {
+                    "step": 5,
+                    "accuracy": 0.961,
+                    "mean_tokens": (begin + end) / 2,
+                    "share_cut": 0.0,
+                    "accuracy_at_limit": 0.82,
+                    "relative_drop": -0.008,
+                    "qualifies": True,
+                },
+                {
+                    "step": 10,
+                    "accuracy": 0.968,
+                    "mean_tokens": end,
+                    "share_cut": 0.0,
+                    "accuracy_at_limit": 0.91,
+                    "relative_drop": -0.016,
+                    "qualifies": True,
+                },
             ],
             "selected_step": 10,
             "kept_start": False,
@@ -143,17 +174,29 @@ def write_prune(root: Path, *, hostile=False, problems=60) -> Path:
     """A finished prune run with a warm-up and a control."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    write_json(root / "environment.json", {"python": "3.11.9", "system": "Linux x86_64", "processor": "a CPU",
-                                           "cores": 2, "packages": {"torch": "2.13.0"}})
+    write_json(
+        root / "environment.json",
+        {
+            "python": "3.11.9",
+            "system": "Linux x86_64",
+            "processor": "a CPU",
+            "cores": 2,
+            "packages": {"torch": "2.13.0"},
+        },
+    )
     (root / "warmup").mkdir(exist_ok=True)
     lengths = {128: (98.0, 68.0), 96: (68.0, 55.0), 64: (55.0, 48.0)}
-    write_eval(root, "start", sample_rows(checks=0.53, skill=0.965, limit=240, problems=problems, hostile=hostile))
+    write_eval(
+        root, "start", sample_rows(checks=0.53, skill=0.965, limit=240, problems=problems, hostile=hostile)
+    )
     for number, (limit, (begin, end)) in enumerate(lengths.items(), start=1):
         folder = root / f"round_{number}_L{limit}"
         write_train(folder, begin=begin, end=end, cut=0.25 - 0.05 * number, seed=number)
         write_decision(folder, number=number, limit=limit, begin=begin, end=end)
         checks = {128: 0.32, 96: 0.17, 64: 0.06}[limit]
-        rows = sample_rows(checks=checks, skill=0.985, limit=240, problems=problems, seed=number, hostile=hostile)
+        rows = sample_rows(
+            checks=checks, skill=0.985, limit=240, problems=problems, seed=number, hostile=hostile
+        )
         write_eval(root, folder.name, rows)
     write_train(root / "control", steps=30, begin=98, end=72, cut=0.02, seed=9)
     write_eval(root, "control", sample_rows(checks=0.38, skill=0.982, limit=240, problems=problems, seed=9))

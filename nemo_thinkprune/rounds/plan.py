@@ -1,0 +1,224 @@
+"""What a prune run is made of: its folder, weights, and the jobs of rounds, control and evaluations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import write_atomic
+from nemo_thinkprune.recipe.load import dump_yaml, with_values
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.reporting import run_files
+from nemo_thinkprune.training.job import EvalSpec, Job
+from nemo_thinkprune.training.run_settings import CONFIG_FILE, changed_settings
+from nemo_thinkprune.training.start import ITERATION
+
+Runner = Callable[[Job], None]
+"""Runs a job to its end, resuming where an earlier call stopped; raises when it fails or is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How jobs are run. ``beside`` runs one in a second process at the same time; None: one job at a time.
+
+    ``beside`` must be a module-level function (or a partial of one), since that process is spawned.
+    """
+
+    run: Runner
+    beside: Runner | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A prune run: recipe, absolute folder, HF folder of the model, and the weights that replace its own."""
+
+    recipe: Recipe
+    root: Path
+    model: str
+    start: Path | None = None
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Response limits of the rounds in tokens."""
+        return tuple(self.recipe.thinkprune.limits)
+
+    @property
+    def long_limit(self) -> int:
+        """Limit at which accuracy is reported: thinkprune.long_limit, else that of the first round."""
+        return self.recipe.thinkprune.long_limit or self.limits[0]
+
+    def folder(self, number: int) -> Path:
+        """Folder of round ``number`` (from 1)."""
+        return self.root / run_files.round_name(number, self.limits[number - 1])
+
+    def weights(self, relative: str | None) -> Path | None:
+        """Weights that a decision names.
+
+        Raises:
+            UserError: they are gone.
+        """
+        if relative is None:
+            return self.start
+        path = self.root / relative
+        if not path.is_dir():
+            raise UserError(
+                f"{path} is gone, but a later round starts from it: restore it, or remove the folder of that "
+                "round and of those after it to train them again"
+            )
+        return path
+
+
+def round_job(plan: Plan, number: int, start: Path | None) -> Job:
+    """The training of round ``number`` from weights ``start``, with fresh optimizer and reference."""
+    return Job(
+        kind="train",
+        run_dir=plan.folder(number),
+        recipe=plan.recipe,
+        model=plan.model,
+        init_weights=start,
+        limit=plan.limits[number - 1],
+    )
+
+
+def control_job(plan: Plan) -> Job:
+    """As many steps as all rounds together, in one run at the control's limit, from the same start."""
+    grpo, rounds = plan.recipe.grpo, len(plan.limits)
+    recipe = with_values(
+        plan.recipe,
+        {
+            "grpo.max_num_steps": grpo.max_num_steps * rounds,
+            "grpo.max_num_epochs": grpo.max_num_epochs * rounds,
+        },
+    )
+    return Job(
+        kind="train",
+        run_dir=plan.root / run_files.CONTROL,
+        recipe=recipe,
+        model=plan.model,
+        init_weights=plan.start,
+        limit=recipe.thinkprune.control.limit or plan.long_limit,
+    )
+
+
+def evaluation_job(plan: Plan, name: str, weights: Path | None) -> Job:
+    """The evaluation of ``weights`` on the reporting set, at the long limit and as if cut at each round's."""
+    settings, data = plan.recipe.thinkprune.validation, plan.recipe.thinkprune.report_data
+    if data is None:
+        raise UserError("thinkprune.report_data is not set: name the problems that results are reported on")
+    return Job(
+        kind="eval",
+        run_dir=plan.root / "eval" / name,
+        recipe=plan.recipe,
+        model=plan.model,
+        init_weights=weights,
+        limit=plan.long_limit,
+        eval=EvalSpec(
+            data_path=data,
+            limit=plan.long_limit,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            out=plan.root / "eval" / name,
+            limits=plan.limits,
+        ),
+    )
+
+
+def evaluation_path(plan: Plan, name: str) -> Path:
+    """Where an evaluation's summary is; its rows are beside it as .jsonl."""
+    return plan.root / "eval" / f"{name}.json"
+
+
+def evaluate(plan: Plan, name: str, weights: Path | None, run: Runner) -> None:
+    """Evaluate once: nothing to do when the result is there, or when the recipe names no reporting set."""
+    if plan.recipe.thinkprune.report_data is None or run_files.read_json(evaluation_path(plan, name)):
+        return
+    run(evaluation_job(plan, name, weights))
+
+
+def run_beside(plan: Plan, run: Runner) -> None:
+    """What does not wait for the rounds: the evaluation of the start, the control and its evaluation."""
+    evaluate(plan, run_files.START, plan.start, run)
+    if not plan.recipe.thinkprune.control.enabled or run_files.read_json(
+        evaluation_path(plan, run_files.CONTROL)
+    ):
+        return
+    job = control_job(plan)
+    run(job)
+    found = weights_by_step(job.run_dir)
+    if not found:
+        raise UserError(f"the control run left no checkpoint in {job.run_dir}: set checkpointing.enabled")
+    evaluate(plan, run_files.CONTROL, found[max(found)], run)
+
+
+def weights_by_step(run_dir: Path, checkpoint_dir: str = "checkpoints") -> dict[int, Path]:
+    """The torch_dist weights of each checkpoint of a train run; NeMo-RL's layout, so of either engine."""
+    found = {}
+    for path in (run_dir / checkpoint_dir).glob("step_*"):
+        number, weights = path.name.removeprefix("step_"), path / "policy" / "weights" / ITERATION
+        if number.isdigit() and weights.is_dir():
+            found[int(number)] = weights
+    return found
+
+
+def record_recipe(plan: Plan) -> None:
+    """Write the run's config.yaml, after comparing it with the one the run was begun with.
+
+    Raises:
+        UserError: the folder holds rounds of other limits, or a run whose settings would give other results.
+    """
+    names = {plan.folder(number).name for number in range(1, len(plan.limits) + 1)}
+    problems = [
+        f"{path.name}/ is not a round of thinkprune.limits = {list(plan.limits)}"
+        for path in sorted(plan.root.glob("round_*"))
+        if run_files.parse_round(path.name) and path.name not in names
+    ]
+    file, text = plan.root / CONFIG_FILE, dump_yaml(plan.recipe)
+    if file.exists():
+        before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        problems += changed_settings(before, yaml.safe_load(text))
+    if problems:
+        listed = "\n  ".join(problems)
+        raise UserError(
+            f"{plan.root} holds a run with other settings:\n  {listed}\n"
+            "give the old values to continue it, or use another folder for the new ones"
+        )
+    write_atomic(file, text)
+
+
+def check_prune(recipe: Recipe) -> None:
+    """Refuse a recipe that rounds cannot be selected with, naming every reason.
+
+    Raises:
+        UserError: listing what to change.
+    """
+    problems = []
+    checkpointing, grpo = recipe.checkpointing, recipe.grpo
+    if not checkpointing.enabled:
+        problems.append("checkpointing.enabled is false: rounds hand over checkpoints")
+    if checkpointing.keep_top_k is not None:
+        problems.append("checkpointing.keep_top_k must be null: the rule chooses among all checkpoints")
+    if os.path.isabs(checkpointing.checkpoint_dir):
+        problems.append("checkpointing.checkpoint_dir must be relative: each round has its own")
+    if not recipe.data.validation:
+        problems.append("data.validation is missing: checkpoints are selected on it")
+    if not grpo.val_at_start:
+        problems.append("grpo.val_at_start must be true: the rule compares with step 0")
+    if grpo.val_period == 0 and not grpo.val_at_end:
+        problems.append("grpo.val_period is 0 and grpo.val_at_end false: no checkpoint would be measured")
+    report = recipe.thinkprune.report_data
+    used = [*recipe.data.train, *(recipe.data.validation or [])]
+    if report is not None and report in {data.data_path for data in used if data.split is None}:
+        problems.append(
+            "thinkprune.report_data is also trained or selected on: results need problems of their own"
+        )
+    if any(a <= b for a, b in zip(recipe.thinkprune.limits, recipe.thinkprune.limits[1:], strict=False)):
+        problems.append("thinkprune.limits must fall from round to round")
+    if problems:
+        raise UserError("this recipe cannot be pruned:\n  " + "\n  ".join(problems))

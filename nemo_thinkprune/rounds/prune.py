@@ -1,0 +1,168 @@
+"""Iterative pruning: the rounds of ``thinkprune.limits``, each from what the one before selected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import write_atomic
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.reporting import run_files
+from nemo_thinkprune.reporting.environment import environment
+from nemo_thinkprune.reporting.report import write_report
+from nemo_thinkprune.reporting.summary import build_summary
+from nemo_thinkprune.reporting.table import results_table
+from nemo_thinkprune.rounds.lane import Lane, LaneStopped
+from nemo_thinkprune.rounds.plan import (
+    Engine,
+    Plan,
+    check_prune,
+    evaluate,
+    record_recipe,
+    round_job,
+    run_beside,
+    weights_by_step,
+)
+from nemo_thinkprune.rounds.select import Measured, select
+from nemo_thinkprune.training.start import last_step, starting_point
+from nemo_thinkprune.training.supervisor import JobStopped
+
+Say = Callable[[str], None]
+
+
+def prune(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    engine: Engine,
+    say: Say,
+    start: Path | None = None,
+    before_table: str = "",
+) -> dict[str, Any]:
+    """Run all rounds, the control and the evaluations, or go on where an earlier call stopped.
+
+    A round with a decision.json is finished and is not repeated; a round without one is handed to the engine
+    again, which resumes it from its newest checkpoint. summary.json and report.html are renewed after each
+    stage.
+
+    Args:
+        recipe: limits, selection rule, data and everything the engine reads.
+        run_dir: folder of the whole run.
+        engine: runs the jobs.
+        say: gets each line of the narrative.
+        start: torch_dist weights to start from instead of those of policy.model_name.
+        before_table: a line to say before the table of results.
+
+    Returns:
+        The content of summary.json (see reporting/summary.py).
+
+    Raises:
+        UserError: the recipe cannot be pruned, differs from the one this folder was begun with, or no
+            checkpoint of a round was validated.
+    """
+    plan = make_plan(recipe, run_dir, start)
+    lane = None
+    if engine.beside is not None:
+        lane = Lane(partial(run_beside, plan, engine.beside), log=plan.root / "logs" / "beside.log")
+    try:
+        _rounds(plan, engine, say, lane)
+        if lane is None:
+            run_beside(plan, engine.run)
+        else:
+            say("Waiting for what runs beside the rounds (the control).")
+            lane.join()
+    except LaneStopped:
+        saved = last_step(plan.root / run_files.CONTROL)
+        raise JobStopped(int(saved.name.removeprefix("step_")) if saved else 0) from None
+    finally:
+        if lane is not None:
+            lane.stop()
+    return finish(plan, say, before_table)
+
+
+def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None) -> Plan:
+    """Check the recipe, find the model, and record recipe and environment in the run folder."""
+    check_prune(recipe)
+    model, weights = starting_point(recipe.policy.model_name)
+    pretrained = recipe.policy.pretrained_checkpoint
+    if start is None and pretrained is not None:
+        start = Path(pretrained.path)
+    plan = Plan(recipe, run_dir.resolve(), str(model), start.resolve() if start else weights)
+    record_recipe(plan)
+    if not (plan.root / "environment.json").exists():
+        write_atomic(plan.root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    return plan
+
+
+def _rounds(plan: Plan, engine: Engine, say: Say, lane: Lane | None) -> None:
+    weights = None
+    for number, limit in enumerate(plan.limits, start=1):
+        decision = run_files.read_json(plan.folder(number) / "decision.json")
+        if decision is None:
+            say(f"Round {number} of {len(plan.limits)}: a response has {limit} tokens to end in, or earns 0.")
+            engine.run(round_job(plan, number, plan.weights(weights)))
+            decision = _decide(plan, number, start=weights)
+        say(f"Round {number} (limit {limit}): {decision['reason']}")
+        weights = decision["weights"]
+        evaluate(plan, run_files.round_name(number, limit), plan.weights(weights), engine.run)
+        _write_results(plan)
+        if lane is not None:
+            lane.check()
+
+
+def _decide(plan: Plan, number: int, *, start: str | None) -> dict[str, Any]:
+    folder, settings = plan.folder(number), plan.recipe.thinkprune.selection
+    base_folder = plan.folder(1) if settings.baseline == "first_round" else folder
+    decision = select(
+        [Measured.from_row(row) for row in run_files.read_train(folder).validation],
+        number=number,
+        limit=plan.limits[number - 1],
+        baseline=_baseline(base_folder),
+        baseline_from=base_folder.name,
+        checkpoints={
+            step: path.relative_to(plan.root).as_posix() for step, path in weights_by_step(folder).items()
+        },
+        start=start,
+        max_relative_drop=settings.max_relative_drop,
+    )
+    write_atomic(folder / "decision.json", decision.to_json())
+    return json.loads(decision.to_json())
+
+
+def _baseline(folder: Path) -> Measured:
+    rows = [row for row in run_files.read_train(folder).validation if row["step"] == 0]
+    if not rows:
+        raise UserError(
+            f"{folder}/metrics.jsonl has no validation of step 0, which the rule compares with: "
+            "remove the folder and train the round again with grpo.val_at_start true"
+        )
+    return Measured.from_row(rows[0])
+
+
+def _write_results(plan: Plan) -> dict[str, Any]:
+    summary = build_summary(plan.root)
+    write_atomic(plan.root / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(plan.root)
+    return summary
+
+
+def finish(plan: Plan, say: Say, before_table: str = "") -> dict[str, Any]:
+    """Write summary and report, say the table, what was produced, and what to do next."""
+    summary = _write_results(plan)
+    say(before_table)
+    say(results_table(summary))
+    say("")
+    last = run_files.read_json(plan.folder(len(plan.limits)) / "decision.json") or {}
+    weights = plan.weights(last.get("weights"))
+    say(f"Report:   {plan.root / 'report.html'}")
+    say(f"Numbers:  {plan.root / 'summary.json'}")
+    if weights is not None:
+        step = weights.parents[2]
+        say(f"Model:    {step}")
+        data = plan.recipe.thinkprune.report_data or "FILE"
+        say(f"Next:     thinkprune eval {step} --data {data} --limit {plan.long_limit} -n 4")
+    return summary
