@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from nemo_thinkprune.rewards.normalize import normalize, squeeze, unwrap_text
-from nemo_thinkprune.rewards.rational import rational
+from nemo_thinkprune.rewards.rational import approximate, rational
 from nemo_thinkprune.rewards.structure import Shape, shapes, split_name, split_top
 from nemo_thinkprune.rewards.units import split_unit, units_differ
 from nemo_thinkprune.rewards.words import number_in_words
@@ -23,6 +23,10 @@ _LABELLED = re.compile(r"(?:\\text\s*\{)?\s*\(([A-J])\)\s*\}?[\s:.,]*(\S.*)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' .,!-]*")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\}?")
 _PLAIN_WORDS = frozenset("yes no true false odd even all none one two six ten both east west".split())
+_WORDY = re.compile(r"\\(?:text|operatorname|begin|math)")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_APPLIED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]\s*\(")
+_APART = 1e-4
 _FUNCTION = re.compile(r"([A-Za-z])\s*\(\s*([A-Za-z])\s*\)")
 _RELATION = re.compile(r"<|>|\\leq|\\geq|\\neq|\\equiv")
 
@@ -215,9 +219,25 @@ def _same_number(answer: str, gold: str, expressions: Expressions) -> bool | Non
     based = _same_in_base(answer, gold)
     if based is not None:
         return based
-    if not answer or not gold:
+    if not answer or not gold or _clearly_differ(answer, gold, left, right):
         return False
     return expressions(answer, gold)
+
+
+def _clearly_differ(answer: str, gold: str, left: Fraction | None, right: Fraction | None) -> bool:
+    """Constants apart by more than any rounding, or a number beside an expression in a variable."""
+    if left is not None or right is not None:
+        if _has_variable(answer if left is None else gold):
+            return True
+    first, second = approximate(answer), approximate(gold)
+    return first is not None and second is not None and abs(first - second) > _APART
+
+
+def _has_variable(text: str) -> bool:
+    """Whether a letter stands for a variable: not e or i, not in a command, a word or a function's name."""
+    if _WORDY.search(text) or re.search("[A-Za-z]{3}", _COMMAND.sub("", text)) or _APPLIED.search(text):
+        return False
+    return bool(set("".join(re.findall("[A-Za-z]", _COMMAND.sub("", text)))) - {"e", "i"})
 
 
 def _same_in_base(answer: str, gold: str) -> bool | None:

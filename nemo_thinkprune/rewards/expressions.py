@@ -34,7 +34,13 @@ _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,1000}\.?\d{0,1000}|\.\d{1,1000})(?:[eE][-+]?\d{1,3})?\s*")
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _COEFFICIENT = re.compile(r"(?<![_\d.}A-Za-z])(\d+)\s*(?=[(]|\\frac\{[^{}]*[^\d{}])")
-_POINTS = (((3, 7), (5, 11)), ((11, 13), (29, 23)), ((-5, 17), (7, 3)), ((29, 23), (-13, 9)), ((-41, 19), (-6, 5)))
+_POINTS = (
+    ((3, 7), (5, 11)),
+    ((11, 13), (29, 23)),
+    ((-5, 17), (7, 3)),
+    ((29, 23), (-13, 9)),
+    ((-41, 19), (-6, 5)),
+)
 _INTEGER_POINTS = ((30, -7), (25, -4), (4, 5), (7, 3))
 
 
@@ -135,7 +141,9 @@ def _points(left: Any, right: Any) -> list[tuple[Any, Any]]:
 def _agree(left: Any, right: Any) -> bool | None:
     """Whether two constants agree to 30 digits; None where one has no finite value."""
     values = [sympy.N(side.doit(), _DIGITS) for side in (left, right)]
-    if not all(value.is_number and value.is_finite and not value.has(sympy.Integral, sympy.Limit) for value in values):
+    if not all(
+        value.is_number and value.is_finite and not value.has(sympy.Integral, sympy.Limit) for value in values
+    ):
         return None
     scale = max(abs(value) for value in values)
     if scale == 0:
@@ -171,5 +179,9 @@ def _refuse_side_effects(event: str, arguments: tuple[Any, ...]) -> None:
         raise EvaluationClosed("open for writing")
     if event == "compile" and arguments[0] is not None and str(arguments[1]).startswith("<"):
         raise EvaluationClosed("compile")
-    if event == "exec" and arguments[0].co_filename.startswith("<") and "frozen" not in arguments[0].co_filename:
+    if (
+        event == "exec"
+        and arguments[0].co_filename.startswith("<")
+        and "frozen" not in arguments[0].co_filename
+    ):
         raise EvaluationClosed("exec")

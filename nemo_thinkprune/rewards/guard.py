@@ -46,7 +46,9 @@ def _depth(text: str) -> int:
         elif char in "})]":
             depth = max(0, depth - 1)
     longest_sign_run = max((len(run) for run in re.findall(r"[-+\s]{8,}", text)), default=0)
-    commands = max((run.count("\\") for run in re.findall(r"(?:\\(?:sqrt|frac|log|sin|cos)\s*)+", text)), default=0)
+    commands = max(
+        (run.count("\\") for run in re.findall(r"(?:\\(?:sqrt|frac|log|sin|cos)\s*)+", text)), default=0
+    )
     return max(deepest, longest_sign_run, commands)
 
 
@@ -98,7 +100,12 @@ def _group_after(text: str, start: int) -> str:
             if depth < 0:
                 break
         follows = text[index + 1 : index + 3].lstrip()
-        if depth == 0 and not char.isspace() and char not in "+-^*" and not (char.isdigit() and follows[:1].isdigit()):
+        if (
+            depth == 0
+            and not char.isspace()
+            and char not in "+-^*"
+            and not (char.isdigit() and follows[:1].isdigit())
+        ):
             if not _POWER.match(follows):
                 index += 1
                 break

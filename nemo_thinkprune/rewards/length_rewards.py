@@ -42,7 +42,9 @@ def length_reward(name: str, params: Mapping[str, Any] | None = None) -> LengthR
     missing = [key for key, spec in known.items() if spec.default is spec.empty and key not in given]
     if unknown or missing:
         wrong = [f"unknown {key!r}" for key in unknown] + [f"missing {key!r}" for key in missing]
-        raise UserError(f"length reward {name}: {', '.join(wrong)}; it takes {', '.join(known) or 'no parameters'}")
+        raise UserError(
+            f"length reward {name}: {', '.join(wrong)}; it takes {', '.join(known) or 'no parameters'}"
+        )
     for key, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"length reward {name}: {key} must be a number, not {value!r}")
@@ -90,18 +92,26 @@ def l1_exact(target: int, alpha: float = 3e-4) -> LengthReward:
 def l1_max(target: int, alpha: float = 3e-4, delta: float = 0.5) -> LengthReward:
     """L1-Max (arXiv 2503.04697): `correct * clip(alpha * (target - L) + delta, 0, 1)`."""
     _require(target > 0 and alpha >= 0, "l1_max: target must be positive and alpha not negative")
-    return lambda correct, length, finished, group: correct * min(1.0, max(0.0, alpha * (target - length) + delta))
+    return lambda correct, length, finished, group: (
+        correct * min(1.0, max(0.0, alpha * (target - length) + delta))
+    )
 
 
 def dapo_overlong(
-    max_length: int, buffer: int, penalty: float = 1.0, correct_reward: float = 1.0, wrong_reward: float = -1.0
+    max_length: int,
+    buffer: int,
+    penalty: float = 1.0,
+    correct_reward: float = 1.0,
+    wrong_reward: float = -1.0,
 ) -> LengthReward:
     """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13) added to its +1 / -1.
 
     `min(-(L - (max_length - buffer)) / buffer * penalty, 0)`: none up to `max_length - buffer` tokens,
     falling to `-penalty` at `max_length`, and further beyond, as in verl's implementation.
     """
-    _require(0 < buffer <= max_length and penalty >= 0, "dapo_overlong: 0 < buffer <= max_length, penalty >= 0")
+    _require(
+        0 < buffer <= max_length and penalty >= 0, "dapo_overlong: 0 < buffer <= max_length, penalty >= 0"
+    )
 
     def reward(correct: bool, length: int, finished: bool, group: Group) -> float:
         excess = length - (max_length - buffer)

@@ -31,6 +31,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:d|t|c)frac(?![a-z])", r"\\frac"),
         (r"\\(?:d|t)binom(?![a-z])", r"\\binom"),
         (r"\\text(?:bf|it|rm|normal|sf|tt|up)(?![a-z])|\\math(?:rm|bf|it|sf|tt)(?![a-z])|\\mbox(?![a-z])", r"\\text"),
+        (r"\\text\s*\{([-+\d\s.,/:%]*\d[\d\s.,/%]*)\}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,\\[!,;:]|\\,|\\ |~|\\;|\\!)\s*(?=\d{3}(?!\d))", r"\\thousand"),
         (r"(?<!\\)\\[,;:! >]|~|\\q?quad(?![a-z])|\\(?:no|h|thin)space(?![a-z])", " "),
         (r"\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\}|\\degree|\{\s*\\degree\s*\}|\\text\{o\})", r"\\degree "),

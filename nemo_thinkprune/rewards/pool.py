@@ -193,7 +193,10 @@ class _Worker:
     def complaint(self) -> str:
         """The end of what the process wrote to stderr."""
         self._stderr.seek(0)
-        return self._stderr.read()[-2000:].decode(errors="replace").strip() or f"exit code {self.process.returncode}"
+        return (
+            self._stderr.read()[-2000:].decode(errors="replace").strip()
+            or f"exit code {self.process.returncode}"
+        )
 
 
 def _kill_all(workers: list[_Worker]) -> None:

@@ -3,23 +3,33 @@ r"""Exact rational value of arithmetic written in LaTeX or plain text, without s
 Understands integers (zero-padded too), decimals, repeating decimals (`0.\overline{3}`), scientific notation,
 thousands separators, + - * / ^, `\frac`, `\binom`, `!`, mixed numbers (`1\frac{4}{5}`, `1 4/5`), percent and
 brackets. Everything else has no rational value here, and None says so.
+
+`approximate` also reads `\sqrt` and `\pi`, in floating point: good enough to tell two constants apart, never
+to call them equal.
 """
 
 import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from nemo_thinkprune.rewards.guard import MAX_BINOMIAL, MAX_EXPONENT, MAX_FACTORIAL, MAX_RESULT_DIGITS
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)\\overline\s*\{\d+\}|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)"
-    r"|(?P<command>\\frac|\\binom|\\cdot|\\times|\\div|\\ast)(?![A-Za-z])|(?P<sign>[-+*/^!%(){}\[\]:]))"
+    r"|(?P<command>\\frac|\\binom|\\sqrt|\\pi|\\cdot|\\times|\\div|\\ast)(?![A-Za-z])|(?P<sign>[-+*/^!%(){}\[\]:]))"
 )
-_THOUSANDS = re.compile(r"[-+]?\s*[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[-+]?\s*[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?")
+_THOUSANDS = re.compile(
+    r"[-+]?\s*[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[-+]?\s*[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?"
+)
 _CLOSING = {"(": ")", "{": "}", "[": "]"}
 _MULTIPLY = ("*", r"\cdot", r"\times", r"\ast")
 _DIVIDE = ("/", r"\div", ":")
+_FACTORS = ("(", "{", "[", r"\frac", r"\binom", r"\sqrt", r"\pi")
+_LARGEST, _SMALLEST = 1e6, 1e-3  # beyond these a float may have lost what tells it from another
+
+_Value = Fraction | float
 
 
 class _NotRational(Exception):
@@ -35,12 +45,24 @@ class _Token:
 
 def rational(text: str) -> Fraction | None:
     """The value of `text` (as normalize.normalize writes it), or None when it is not rational arithmetic."""
+    value = _value(text)
+    return value if isinstance(value, Fraction) else None
+
+
+def approximate(text: str) -> float | None:
+    """The value of a constant with roots and pi, to at least 1e-4, or None."""
+    value = _value(text)
+    return None if value is None or abs(value) > _LARGEST else float(value)
+
+
+@lru_cache(maxsize=4096)
+def _value(text: str) -> _Value | None:
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "").replace(" ", "")
     try:
         tokens = _tokens(text)
         value, position = _sum(tokens, 0)
-    except (_NotRational, ZeroDivisionError, RecursionError):
+    except (_NotRational, ZeroDivisionError, OverflowError, RecursionError):
         return None
     return value if position == len(tokens) else None
 
@@ -84,7 +106,7 @@ def _at(tokens: list[_Token], position: int) -> str:
     return tokens[position].text if position < len(tokens) else ""
 
 
-def _sum(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _sum(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     value, position = _product(tokens, position)
     while (sign := _at(tokens, position)) in ("+", "-") and sign:
         term, position = _product(tokens, position + 1)
@@ -92,14 +114,14 @@ def _sum(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return value, position
 
 
-def _product(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _product(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     value, position = _signed(tokens, position)
     while position < len(tokens):
         sign = _at(tokens, position)
         if sign in _MULTIPLY or sign in _DIVIDE:
             factor, position = _signed(tokens, position + 1)
-            value = value * factor if sign in _MULTIPLY else value / factor
-        elif sign in ("(", "{", "[", r"\frac", r"\binom"):
+            value = value * factor if sign in _MULTIPLY else _quotient(value, factor)
+        elif sign in _FACTORS:
             factor, position = _power(tokens, position)
             value *= factor
         else:
@@ -108,7 +130,7 @@ def _product(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return value, position
 
 
-def _signed(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _signed(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     sign = 1
     while _at(tokens, position) in ("+", "-"):
         sign = -sign if _at(tokens, position) == "-" else sign
@@ -117,7 +139,7 @@ def _signed(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return sign * value, position
 
 
-def _power(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _power(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     base, position = _mixed(tokens, position)
     if _at(tokens, position) != "^":
         return base, position
@@ -130,14 +152,16 @@ def _power(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return _raise(base, exponent), position
 
 
-def _mixed(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _mixed(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     r"""A postfix atom; an integer right before a fraction is a mixed number: `1\frac{4}{5}`, `1 4/5`."""
     value, after = _postfix(tokens, position)
     if not tokens[position].text.isdigit() or after != position + 1:
         return value, after
-    if _at(tokens, after) == r"\frac" and all(
-        _at(tokens, after + offset).isdigit() for offset in (2, 5)
-    ) and _at(tokens, after + 6) == "}":
+    if (
+        _at(tokens, after) == r"\frac"
+        and all(_at(tokens, after + offset).isdigit() for offset in (2, 5))
+        and _at(tokens, after + 6) == "}"
+    ):
         fraction, end = _postfix(tokens, after)
         return value + fraction, end
     plain = [_at(tokens, after), _at(tokens, after + 1), _at(tokens, after + 2)]
@@ -146,20 +170,20 @@ def _mixed(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return value, after
 
 
-def _postfix(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _postfix(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     value, position = _atom(tokens, position)
     while (sign := _at(tokens, position)) in ("!", "%") and sign:
         if sign == "%":
             value /= 100
-        elif value.denominator == 1 and 0 <= value <= MAX_FACTORIAL:
-            value = Fraction(math.factorial(value.numerator))
+        elif _is_integer(value) and 0 <= value <= MAX_FACTORIAL:
+            value = Fraction(math.factorial(int(value)))
         else:
             raise _NotRational
         position += 1
     return value, position
 
 
-def _atom(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _atom(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     if position >= len(tokens):
         raise _NotRational
     token = tokens[position]
@@ -167,18 +191,22 @@ def _atom(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
         return token.number, position + 1
     if token.text in _CLOSING:
         return _bracket(tokens, position)
+    if token.text == r"\pi":
+        return math.pi, position + 1
+    if token.text == r"\sqrt":
+        return _root(tokens, position + 1)
     if token.text not in (r"\frac", r"\binom"):
         raise _NotRational
     upper, position = _bracket(tokens, position + 1)
     lower, position = _bracket(tokens, position)
     if token.text == r"\frac":
-        return upper / lower, position
-    if upper.denominator != 1 or lower.denominator != 1 or not 0 <= lower <= upper <= MAX_BINOMIAL:
+        return _quotient(upper, lower), position
+    if not (_is_integer(upper) and _is_integer(lower) and 0 <= lower <= upper <= MAX_BINOMIAL):
         raise _NotRational
-    return Fraction(math.comb(upper.numerator, lower.numerator)), position
+    return Fraction(math.comb(int(upper), int(lower))), position
 
 
-def _bracket(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
+def _bracket(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     closing = _CLOSING.get(_at(tokens, position))
     value, position = _sum(tokens, position + 1)
     if closing is None or _at(tokens, position) != closing:
@@ -186,16 +214,45 @@ def _bracket(tokens: list[_Token], position: int) -> tuple[Fraction, int]:
     return value, position + 1
 
 
-def _raise(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1 or abs(exponent) > MAX_EXPONENT:
+def _root(tokens: list[_Token], position: int) -> tuple[_Value, int]:
+    degree: _Value = Fraction(2)
+    if _at(tokens, position) == "[":
+        degree, position = _bracket(tokens, position)
+    radicand, position = _bracket(tokens, position)
+    if degree == 2 and isinstance(radicand, Fraction) and radicand >= 0:
+        root = Fraction(math.isqrt(radicand.numerator), math.isqrt(radicand.denominator))
+        if root * root == radicand:
+            return root, position
+    if radicand < 0 or not _is_integer(degree) or not 2 <= degree <= 100:
         raise _NotRational
+    return _bounded(float(radicand) ** (1 / float(degree))), position
+
+
+def _raise(base: _Value, exponent: _Value) -> _Value:
+    if not _is_integer(exponent) or abs(exponent) > MAX_EXPONENT:
+        raise _NotRational
+    if isinstance(base, float):
+        return _bounded(base ** int(exponent))
     digits = max(base.numerator.bit_length(), base.denominator.bit_length()) * 0.302
     if digits * abs(exponent) > MAX_RESULT_DIGITS:
         raise _NotRational
-    return base**exponent.numerator
+    return base ** int(exponent)
 
 
-def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() + value.denominator.bit_length() > 8 * MAX_RESULT_DIGITS:
+def _quotient(value: _Value, divisor: _Value) -> _Value:
+    if isinstance(divisor, float) and abs(divisor) < _SMALLEST:
+        raise _NotRational
+    return value / divisor
+
+
+def _is_integer(value: _Value) -> bool:
+    return isinstance(value, Fraction) and value.denominator == 1
+
+
+def _bounded(value: _Value) -> _Value:
+    if isinstance(value, float):
+        if abs(value) > _LARGEST:
+            raise _NotRational
+    elif value.numerator.bit_length() + value.denominator.bit_length() > 8 * MAX_RESULT_DIGITS:
         raise _NotRational
     return value

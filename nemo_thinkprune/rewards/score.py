@@ -1,7 +1,7 @@
 """Scores responses: the one implementation for training, evaluation, NeMo-RL and `thinkprune score`.
 
-    with Scorer(workers=2, deadline_s=5.0, memory_mb=1024, truncation="zero") as scorer:
-        verdicts = scorer.score([Item(response, gold="25", finished=True)])
+with Scorer(workers=2, deadline_s=5.0, memory_mb=1024, truncation="zero") as scorer:
+    verdicts = scorer.score([Item(response, gold="25", finished=True)])
 """
 
 from collections import OrderedDict
@@ -43,7 +43,9 @@ class Scorer:
                 f"not workers={workers}, deadline_s={deadline_s}, memory_mb={memory_mb}"
             )
         if truncation not in get_args(Truncation):
-            raise UserError(f"truncation must be one of {', '.join(get_args(Truncation))}, not {truncation!r}")
+            raise UserError(
+                f"truncation must be one of {', '.join(get_args(Truncation))}, not {truncation!r}"
+            )
         self._truncation: Truncation = truncation
         self._pool = Pool(workers=workers, deadline_s=deadline_s, memory_mb=memory_mb)
         self._memo: OrderedDict[tuple[str, str], Reason] = OrderedDict()
@@ -74,11 +76,15 @@ class Scorer:
         """
         answers = [find_answer(item, self._truncation) for item in items]
         found = [
-            (answer, item.gold) for answer, item in zip(answers, items, strict=True) if isinstance(answer, str)
+            (answer, item.gold)
+            for answer, item in zip(answers, items, strict=True)
+            if not isinstance(answer, Reason)
         ]
         reasons = self._judge(list(dict.fromkeys(found)), on_judged)
         return [
-            Verdict(0.0, answer, None) if isinstance(answer, Reason) else _verdict(reasons[answer, item.gold], answer)
+            Verdict(0.0, answer, None)
+            if isinstance(answer, Reason)
+            else _verdict(reasons[answer, item.gold], answer)
             for answer, item in zip(answers, items, strict=True)
         ]
 

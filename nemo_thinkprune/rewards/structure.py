@@ -11,7 +11,9 @@ from nemo_thinkprune.rewards.units import split_unit
 Kind = Literal["value", "list", "set", "ordered", "union", "matrix"]
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
-_TOKEN = re.compile(r"\\begin\{[a-z]*\}|\\end\{[a-z]*\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\s+(?:and|or)\s+|.", re.DOTALL)
+_TOKEN = re.compile(
+    r"\\begin\{[a-z]*\}|\\end\{[a-z]*\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\s+(?:and|or)\s+|.", re.DOTALL
+)
 _AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s+(?:and|or)\s+")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _NAME = re.compile(
@@ -141,7 +143,9 @@ def _matrix(text: str, body: str) -> Shape:
     columns = len(cells[0]) if cells else 0
     if not columns or any(len(row) != columns for row in cells):
         return Shape("value", text)
-    return Shape("matrix", text, tuple(Shape("value", cell) for row in cells for cell in row), columns=columns)
+    return Shape(
+        "matrix", text, tuple(Shape("value", cell) for row in cells for cell in row), columns=columns
+    )
 
 
 def _expanded(shape: Shape) -> list[Shape]:

@@ -27,7 +27,9 @@ _NOT_A_UNIT = frozenset("or and not if for where when except but than either is 
 _POWER = r"(?:\s*\^\s*(?:\{\s*(\d)\s*\}|(\d)))?"
 _IN_TEXT = re.compile(r"^(?P<value>.*[\d)}\]%a-zA-Z].*?)\s*\\text\s*\{(?P<unit>[^{}]*)\}" + _POWER + "$")
 _DEGREE = re.compile(r"^(?P<value>.*?)\s*\\degree\s*(?:(?:\\text\{)?\s*[CF]\s*\}?)?$")
-_PLAIN = re.compile(r"^(?P<value>.*[\d)}])\s*(?<![_^])(?P<unit>[A-Za-z]+(?:[ /][A-Za-z]+){0,3})\.?" + _POWER + "$")
+_PLAIN = re.compile(
+    r"^(?P<value>.*[\d)}])\s*(?<![_^])(?P<unit>[A-Za-z]+(?:[ /][A-Za-z]+){0,3})\.?" + _POWER + "$"
+)
 
 
 def split_unit(text: str) -> tuple[str, str | None]:
@@ -62,7 +64,9 @@ def _is_written_out(written: str, *, known: bool, spaced: bool) -> bool:
     """Whether letters after a number are a word and not a product of variables (`3abc`, `2 m`)."""
     if known:
         return len(written) >= 2
-    return spaced and all(len(word) >= 4 and re.search("[aeiou]", word.lower()) for word in re.split("[ /]", written))
+    return spaced and all(
+        len(word) >= 4 and re.search("[aeiou]", word.lower()) for word in re.split("[ /]", written)
+    )
 
 
 def _with_power(name: str, match: re.Match[str]) -> str:
