@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from checkpoints_tools.safe_pickle import check_torch_dist
 from nemo_thinkprune.policy.policy import Policy
@@ -37,12 +43,16 @@ def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> in
         CheckpointError: A pickle in the folder asks for anything but tensors' own types, or a key is missing.
     """
     check_torch_dist(folder)
+    if with_optimizer:
+        assert policy.optimizer is not None
+        _allocate_moments(policy.optimizer)
     state = _sharded_state(policy, with_optimizer=with_optimizer, is_loading=True)
     loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     policy.network.load_state_dict(loaded["model"])
-    if with_optimizer:
-        assert policy.optimizer is not None
-        policy.optimizer.load_state_dict(loaded["optimizer"])
+    if with_optimizer and policy.optimizer is not None:
+        with _torch_adam_keeps_its_step():
+            policy.optimizer.load_state_dict(loaded["optimizer"])
+        _own_step_each(policy.optimizer)
     elif policy.optimizer is not None:
         policy.optimizer.reload_model_params()
     return int(loaded.get("iteration", 0))
@@ -58,3 +68,38 @@ def _sharded_state(policy: Policy, *, with_optimizer: bool, is_loading: bool) ->
             model, is_loading=is_loading, metadata=metadata
         )
     return state
+
+
+@contextmanager
+def _torch_adam_keeps_its_step() -> Iterator[None]:
+    # Megatron 0.16.1 looks for torch AdamW's step count among the per-parameter tensors, where it did not save it.
+    original = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def with_step(self: DistributedOptimizer, model_param: torch.Tensor, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        original(self, model_param, {"step": state["step"], **tensors} if "step" in state else tensors)
+
+    with patch.object(DistributedOptimizer, "_set_main_param_and_optimizer_states", with_step):
+        yield
+
+
+def _own_step_each(optimizer: MegatronOptimizer) -> None:
+    # Megatron 0.16.1 restores one step tensor for all parameters, and AdamW then counts it up once for each.
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in inner.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+
+
+def _allocate_moments(optimizer: MegatronOptimizer) -> None:
+    # Megatron's distributed optimizer reads the step count of torch's AdamW before the first step has made one.
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        adam = inner.optimizer
+        if isinstance(adam, torch.optim.Adam) and not adam.state:
+            for parameter in (p for group in adam.param_groups for p in group["params"]):
+                adam.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+import torch.utils._device
 from torch import Tensor
 
 from nemo_thinkprune.recipe.errors import UserError
@@ -66,6 +67,8 @@ def _cpu_redirections() -> Iterator[None]:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import random as megatron_random
 
+    # torch caches its list of factory functions on first use: it must hold the real ones, not ours
+    torch.utils._device._device_constructors()
     with ExitStack() as stack:
         for name in FACTORIES:
             stack.enter_context(patch.object(torch, name, _on_cpu(getattr(torch, name))))

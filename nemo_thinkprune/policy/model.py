@@ -25,11 +25,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
-from checkpoints_tools.model_config import ModelConfig
+from checkpoints_tools.model_config import ModelConfig, RopeScaling
+from checkpoints_tools.weight_map import padded_vocab_size
 from nemo_thinkprune.policy.device import SdpaCoreAttention
 from nemo_thinkprune.policy.parallel import Layout
-
-VOCAB_MULTIPLE = 128
+from nemo_thinkprune.recipe.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,6 @@ class PolicyModel(GPTModel):
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden)
         return hidden.squeeze(1)
-
-
-def padded_vocab(vocab_size: int, tp: int) -> int:
-    """Rows Megatron-Core stores: the vocabulary rounded up to a multiple of 128 x TP."""
-    multiple = VOCAB_MULTIPLE * tp
-    return -(-vocab_size // multiple) * multiple
 
 
 def transformer_config(
@@ -149,12 +143,17 @@ def block_spec(
 def build_model(
     model: ModelConfig, options: ModelOptions, *, layout: Layout, device: torch.device
 ) -> PolicyModel:
-    """This rank's part of the network with unset weights; load them with `policy.weights`."""
+    """This rank's part of the network with unset weights; load them with `policy.weights`.
+
+    Raises:
+        UserError: The rotary scaling is one that Megatron-Core does not compute.
+    """
+    _check_rope(model.rope_scaling)
     config = transformer_config(model, options, layout, device)
     network = PolicyModel(
         config=config,
         transformer_layer_spec=block_spec(model, config, device),
-        vocab_size=padded_vocab(model.vocab_size, layout.tp),
+        vocab_size=padded_vocab_size(model.vocab_size, layout.tp),
         max_sequence_length=model.max_position_embeddings,
         pre_process=layout.is_first_stage,
         post_process=layout.is_last_stage,
@@ -166,6 +165,18 @@ def build_model(
     )
     _mark_tensor_parallel(network)
     return network.to(device=device, dtype=options.dtype)
+
+
+def _check_rope(scaling: RopeScaling | None) -> None:
+    # megatron/core/models/common/embeddings/rotary_pos_embedding.py takes the factor only and fixes the rest.
+    fixed = (1.0, 4.0, 8192)
+    if scaling is None:
+        return
+    given = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings)
+    if given != fixed:
+        raise UserError(
+            f"rope scaling with (low, high, original length) = {given}: Megatron-Core computes {fixed} only"
+        )
 
 
 def _mark_tensor_parallel(network: PolicyModel) -> None:

@@ -93,8 +93,10 @@ class Warmup(Section):
     """Optimizer updates."""
     short_share: Share = 0.35
     """Share of the updates, at the start, that see the shortest traces only."""
-    short_batch_size: PositiveInt = 34
-    """Traces in such an update."""
+    short_batch_first: PositiveInt = 24
+    """Traces in the first such update."""
+    short_batch_last: PositiveInt = 44
+    """Traces in the last such update; in between their number rises linearly."""
     batch_size: PositiveInt = 16
     """Traces in every other update."""
     lr: PositiveFloat = 3e-3

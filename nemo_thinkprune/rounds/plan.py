@@ -14,9 +14,9 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import dump_yaml, with_values
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.reporting import run_files
+from nemo_thinkprune.training.checkpoint_files import WEIGHTS, complete_checkpoints
 from nemo_thinkprune.training.job import EvalSpec, Job
 from nemo_thinkprune.training.run_settings import CONFIG_FILE, changed_settings
-from nemo_thinkprune.training.start import ITERATION
 
 Runner = Callable[[Job], None]
 """Runs a job to its end, resuming where an earlier call stopped; raises when it fails or is stopped."""
@@ -124,7 +124,7 @@ def evaluation_job(plan: Plan, name: str, weights: Path | None) -> Job:
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
-            out=plan.root / "eval" / name,
+            out=evaluation_path(plan, name),
             limits=plan.limits,
         ),
     )
@@ -151,20 +151,17 @@ def run_beside(plan: Plan, run: Runner) -> None:
         return
     job = control_job(plan)
     run(job)
-    found = weights_by_step(job.run_dir)
+    found = weights_by_step(plan, job.run_dir)
     if not found:
         raise UserError(f"the control run left no checkpoint in {job.run_dir}: set checkpointing.enabled")
     evaluate(plan, run_files.CONTROL, found[max(found)], run)
 
 
-def weights_by_step(run_dir: Path, checkpoint_dir: str = "checkpoints") -> dict[int, Path]:
-    """The torch_dist weights of each checkpoint of a train run; NeMo-RL's layout, so of either engine."""
-    found = {}
-    for path in (run_dir / checkpoint_dir).glob("step_*"):
-        number, weights = path.name.removeprefix("step_"), path / "policy" / "weights" / ITERATION
-        if number.isdigit() and weights.is_dir():
-            found[int(number)] = weights
-    return found
+def weights_by_step(plan: Plan, run_dir: Path) -> dict[int, Path]:
+    """The torch_dist weights of each complete checkpoint of a train run, whichever engine wrote it."""
+    folder = run_dir / plan.recipe.checkpointing.checkpoint_dir
+    found = complete_checkpoints(folder, require_manifest=False)
+    return {item.step: item.path / WEIGHTS for item in found}
 
 
 def record_recipe(plan: Plan) -> None:

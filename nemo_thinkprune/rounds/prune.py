@@ -27,7 +27,8 @@ from nemo_thinkprune.rounds.plan import (
     run_beside,
     weights_by_step,
 )
-from nemo_thinkprune.rounds.select import Measured, select
+from nemo_thinkprune.rounds.select import Decision, Measured, select
+from nemo_thinkprune.training.checkpoint_files import verify_checkpoint
 from nemo_thinkprune.training.start import last_step, starting_point
 from nemo_thinkprune.training.supervisor import JobStopped
 
@@ -105,7 +106,7 @@ def _rounds(plan: Plan, engine: Engine, say: Say, lane: Lane | None) -> None:
         if decision is None:
             say(f"Round {number} of {len(plan.limits)}: a response has {limit} tokens to end in, or earns 0.")
             engine.run(round_job(plan, number, plan.weights(weights)))
-            decision = _decide(plan, number, start=weights)
+            decision = _decide(plan, number, start=weights, say=say)
         say(f"Round {number} (limit {limit}): {decision['reason']}")
         weights = decision["weights"]
         evaluate(plan, run_files.round_name(number, limit), plan.weights(weights), engine.run)
@@ -114,23 +115,37 @@ def _rounds(plan: Plan, engine: Engine, say: Say, lane: Lane | None) -> None:
             lane.check()
 
 
-def _decide(plan: Plan, number: int, *, start: str | None) -> dict[str, Any]:
+def _decide(plan: Plan, number: int, *, start: str | None, say: Say) -> dict[str, Any]:
+    """Select, with what is selected verified byte for byte: a damaged checkpoint is named and passed over."""
+    folder = plan.folder(number)
+    checkpoints = weights_by_step(plan, folder)
+    while True:
+        decision = _select(plan, number, checkpoints, start)
+        if decision.selected_step is None:
+            break
+        step = checkpoints[decision.selected_step].parents[2]
+        problems = verify_checkpoint(step, require_manifest=False)
+        if not problems:
+            break
+        say(f"Round {number}: {step.name} is not whole and is passed over: {'; '.join(problems)}")
+        del checkpoints[decision.selected_step]
+    write_atomic(folder / "decision.json", decision.to_json())
+    return json.loads(decision.to_json())
+
+
+def _select(plan: Plan, number: int, checkpoints: dict[int, Path], start: str | None) -> Decision:
     folder, settings = plan.folder(number), plan.recipe.thinkprune.selection
     base_folder = plan.folder(1) if settings.baseline == "first_round" else folder
-    decision = select(
+    return select(
         [Measured.from_row(row) for row in run_files.read_train(folder).validation],
         number=number,
         limit=plan.limits[number - 1],
         baseline=_baseline(base_folder),
         baseline_from=base_folder.name,
-        checkpoints={
-            step: path.relative_to(plan.root).as_posix() for step, path in weights_by_step(folder).items()
-        },
+        checkpoints={step: path.relative_to(plan.root).as_posix() for step, path in checkpoints.items()},
         start=start,
         max_relative_drop=settings.max_relative_drop,
     )
-    write_atomic(folder / "decision.json", decision.to_json())
-    return json.loads(decision.to_json())
 
 
 def _baseline(folder: Path) -> Measured:

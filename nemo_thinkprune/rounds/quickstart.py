@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.hf_config import config_from_dict
+from checkpoints_tools.random_init import random_hf_init
 from nemo_thinkprune.data.running_total import write_dataset
-from nemo_thinkprune.data.tiny_model import write_model_folder
+from nemo_thinkprune.data.tiny_model import model_config, write_model_folder
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import with_values
@@ -79,11 +82,18 @@ def make_data(run_dir: Path, *, seed: int, say: Say) -> None:
     done = run_dir / "data" / "made.json"
     if not done.exists():
         paths = write_dataset(run_dir / "data", seed=seed)
-        write_model_folder(run_dir / "model")
+        make_model(run_dir / "model", seed=seed)
         counts = {name: _lines(path) for name, path in paths.items()}
         write_atomic(done, json.dumps({"seed": seed, "rows": counts}, indent=2) + "\n")
     rows = (run_files.read_json(done) or {}).get("rows", {})
     say("  " + ", ".join(f"{name}: {count:,} rows" for name, count in rows.items()))
+
+
+def make_model(folder: Path, *, seed: int) -> None:
+    """Write the tiny Qwen2 with random weights, its tokenizer and its configuration, anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    random_hf_init(config_from_dict(model_config()), folder, seed)
+    write_model_folder(folder)
 
 
 def warm_up(recipe: Recipe, run_dir: Path, *, engine: Engine, say: Say) -> Path:

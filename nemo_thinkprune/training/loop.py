@@ -53,9 +53,9 @@ def train(session: Session) -> None:
     if objective.needs_reference:
         session.policy.freeze_reference()  # before resuming: the reference is the model the round began with
     checkpointer = Checkpointer(session)
-    folder = RunFolder(session.job, write=session.layout.is_main)
+    folder = RunFolder(session.job.run_dir, write=session.layout.is_main)
     done = checkpointer.resume()
-    folder.truncate_after(done if done else -1)
+    folder.truncate_after(done)
     session.beat("start", done, total=plan.last_step)
     grpo, save_period = session.recipe.grpo, session.recipe.checkpointing.save_period
     if done == 0 and grpo.val_at_start and plan.validation:

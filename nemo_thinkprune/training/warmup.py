@@ -91,8 +91,8 @@ def _batches(session: Session, settings: Warmup, *, first_step: int) -> Iterator
     schedule = SftSchedule(
         steps=settings.steps,
         short_fraction=settings.short_share,
-        short_batch_first=settings.short_batch_size,
-        short_batch_last=settings.short_batch_size,
+        short_batch_first=settings.short_batch_first,
+        short_batch_last=settings.short_batch_last,
         batch=settings.batch_size,
     )
     return sft_batches(
