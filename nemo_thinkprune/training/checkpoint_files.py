@@ -1,0 +1,164 @@
+"""Checkpoint folders in NeMo-RL's layout: ``step_N``, made as ``tmp_step_N``, sealed by a manifest, renamed.
+
+Names beside ``step_N``: ``tmp_step_N`` is being written, ``old_step_N`` is being replaced, ``gone_step_N`` is
+being deleted.  At every moment a folder called ``step_N`` is whole, unless something else damaged it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_thinkprune.recipe.files import fsync_dir
+from nemo_thinkprune.training.disk import check_disk_space, disk_errors
+from nemo_thinkprune.training.manifest import MANIFEST, seal, verify
+
+__all__ = [
+    "Checkpoint",
+    "check_disk_space",
+    "complete_checkpoints",
+    "newest_valid",
+    "prune_checkpoints",
+    "publish",
+    "remove_stale",
+    "verify_checkpoint",
+]
+
+TRAINING_INFO = "training_info.json"
+WEIGHTS = Path("policy/weights/iter_0000000")
+
+_STEP = re.compile(r"step_(\d+)")
+_ASIDE = re.compile(r"(tmp|old|gone)_(step_\d+)")
+# What a checkpoint without manifest (NeMo-RL writes none) must at least hold; metadata.json is Megatron's last.
+_ESSENTIAL = (TRAINING_INFO, f"{WEIGHTS}/metadata.json", f"{WEIGHTS}/.metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder ``step_N``."""
+
+    step: int
+    path: Path
+
+
+def complete_checkpoints(folder: Path, *, require_manifest: bool = True) -> list[Checkpoint]:
+    """The published checkpoints of a run, newest first; their content is not verified.
+
+    Without `require_manifest` folders that NeMo-RL wrote count too.
+    """
+    if not folder.is_dir():
+        return []
+    marker = MANIFEST if require_manifest else TRAINING_INFO
+    return [item for item in _steps(folder) if (item.path / marker).is_file()]
+
+
+def verify_checkpoint(path: Path, *, require_manifest: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, naming the files; empty when every byte is as it was written.
+
+    Without `require_manifest` a folder that has none need only hold the essential files.
+    """
+    if require_manifest or (path / MANIFEST).exists():
+        return verify(path)
+    return [f"{name} is missing" for name in _ESSENTIAL if not (path / name).is_file()]
+
+
+def newest_valid(
+    folder: Path,
+    *,
+    on_refused: Callable[[Path, list[str]], None],
+    require_manifest: bool = True,
+) -> Path | None:
+    """The newest checkpoint that verifies, None when there is none; each refused one is reported with why."""
+    for checkpoint in _steps(folder) if folder.is_dir() else []:
+        problems = verify_checkpoint(checkpoint.path, require_manifest=require_manifest)
+        if not problems:
+            return checkpoint.path
+        on_refused(checkpoint.path, problems)
+    return None
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Seal `aside` and rename it to `final`, replacing what is there; durable when this returns.
+
+    Raises:
+        DiskFull: There is no room for the manifest or the synced data; `final` is as it was.
+    """
+    with disk_errors(final):
+        seal(aside)
+        replaced = final.with_name(f"old_{final.name}")
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(final, replaced)
+        os.rename(aside, final)
+        fsync_dir(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Tidy up after a kill: delete what was being written or deleted, bring back what was being replaced."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        match = _ASIDE.fullmatch(path.name)
+        if match is None:
+            continue
+        final = folder / match[2]
+        if match[1] == "old" and not final.exists():
+            os.rename(path, final)
+        else:
+            shutil.rmtree(path)
+    fsync_dir(folder)
+
+
+def prune_checkpoints(
+    folder: Path,
+    *,
+    keep_top_k: int | None,
+    metric_name: str | None = None,
+    higher_is_better: bool = True,
+    keep_steps: Collection[int] = (),
+) -> list[int]:
+    """Delete all but the latest checkpoint, the best `keep_top_k` and `keep_steps`; gives the deleted steps.
+
+    Best by `metric_name` of training_info.json, a checkpoint without it last, the newer first among equals; by
+    recency when `metric_name` is None.  Only checkpoints with all files in full size count and can be deleted,
+    so that a damaged one never takes the place of a whole one.  `keep_top_k` None keeps everything.
+    """
+    if keep_top_k is None:
+        return []
+    whole = [item for item in complete_checkpoints(folder) if not verify(item.path, digests=False)]
+    ranked = sorted(whole, key=lambda item: _rank(item, metric_name, higher_is_better), reverse=True)
+    kept = {item.step for item in [*whole[:1], *ranked[:keep_top_k]]} | set(keep_steps)
+    dropped = [item for item in whole if item.step not in kept]
+    for item in dropped:
+        gone = folder / f"gone_{item.path.name}"
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(item.path, gone)
+        fsync_dir(folder)
+        shutil.rmtree(gone)
+    return [item.step for item in dropped]
+
+
+def _steps(folder: Path) -> list[Checkpoint]:
+    """All folders ``step_N``, newest first."""
+    found = [
+        Checkpoint(int(match[1]), path)
+        for path in folder.iterdir()
+        if path.is_dir() and (match := _STEP.fullmatch(path.name))
+    ]
+    return sorted(found, key=lambda item: item.step, reverse=True)
+
+
+def _rank(item: Checkpoint, metric_name: str | None, higher_is_better: bool) -> tuple[float, int]:
+    if metric_name is None:
+        return 0.0, item.step
+    info = json.loads((item.path / TRAINING_INFO).read_text(encoding="utf-8"))
+    value = info.get(metric_name)
+    if not isinstance(value, int | float) or value != value:
+        return float("-inf"), item.step
+    return (value if higher_is_better else -value), item.step
