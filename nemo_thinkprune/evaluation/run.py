@@ -88,7 +88,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Sample ``samples`` responses of up to ``limit`` tokens to each problem of ``data`` and measure them.
 
-    Writes ``out``.json, the summary (see evaluation.stats.summarise), and ``out``.jsonl, its rows.
+    Writes ``out`` (.json), the summary (see evaluation.stats.summarise), and its rows beside it (.jsonl).
 
     Args:
         model: see find_model.
@@ -98,7 +98,7 @@ def evaluate_model(
         temperature: of sampling; 0 takes the most likely token.
         top_p: nucleus.
         recipe: prompt family, scoring, layout and batch sizes; its model is replaced by ``model``.
-        out: path without suffix; the job's logs go into a folder of that name.
+        out: path of the summary, with or without its .json; the logs go into a folder of that name.
         run: runs the job.
         top_k: choose among so many tokens; None: all.
         limits: also report accuracy as if responses were cut at these.
@@ -110,9 +110,10 @@ def evaluate_model(
         UserError: the model or the data cannot be used.
     """
     found = find_model(model)
+    out = out if out.suffix == ".json" else out.with_name(f"{out.name}.json")
     job = Job(
         kind="eval",
-        run_dir=out,
+        run_dir=out.with_suffix(""),
         recipe=with_values(
             recipe, {"policy.model_name": found.folder, "policy.tokenizer.name": found.folder}
         ),
@@ -131,4 +132,4 @@ def evaluate_model(
         ),
     )
     run(job)
-    return json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    return json.loads(out.read_text(encoding="utf-8"))

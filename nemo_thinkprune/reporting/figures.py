@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_thinkprune.evaluation import stats
 from nemo_thinkprune.reporting import run_files
@@ -23,7 +23,8 @@ class Figure:
     title: str
     chart: str
     note: str = ""
-    wide: bool = False
+    narrow: str = ""
+    """The same chart for a small screen; given for a chart that is as wide as the page."""
 
 
 def result_figures(summary: Json, files: RunFiles) -> list[Figure]:
@@ -132,16 +133,10 @@ def length_figure(files: RunFiles) -> Figure | None:
     samples = [s for s in samples if s.values]
     if not samples:
         return None
-    axes = Axes(
-        "Response lengths",
-        "response tokens",
-        "share of responses",
-        percent=True,
-        width=1060,
-        height=300,
-        marks=limit_marks(files.limits) if files.kind == "prune" else (),
-    )
-    return Figure("", histogram(samples, axes, bins=60), wide=True)
+    marks = limit_marks(files.limits) if files.kind == "prune" else ()
+    axes = Axes("Response lengths", "response tokens", "share of responses", percent=True, marks=marks)
+    wide = replace(axes, width=1060.0, height=300.0)
+    return Figure("", histogram(samples, wide, bins=60), narrow=histogram(samples, axes, bins=30))
 
 
 def _rollout_samples(train: TrainFiles) -> list[Sample]:
@@ -168,6 +163,26 @@ _CURVES = (
     ("Entropy", "entropy", "nats per token", False, True),
     ("Speed", "tokens_per_s", "tokens / s", False, True),
 )
+
+
+def warmup_figures(warmup: TrainFiles | None) -> list[Figure]:
+    """Loss of the supervised warm-up, and the accuracy of its checks."""
+    if warmup is None:
+        return []
+    figures = []
+    steps = [row["step"] for row in warmup.steps]
+    loss = Series("", steps, [_metric(row, "loss") for row in warmup.steps], PRUNED)
+    if any(y is not None for y in loss.ys):
+        axes = Axes("Warm-up: loss", "step", "nats per token", from_zero=True)
+        figures.append(
+            Figure("Warm-up: loss", line_chart([loss], axes), "Supervised, on the teacher's traces.")
+        )
+    checks = [(row["step"], _metric(row, "accuracy")) for row in warmup.validation]
+    if len(checks) > 1:
+        series = Series("", [s for s, _ in checks], [y for _, y in checks], PRUNED, points=True)
+        axes = Axes("Warm-up: accuracy", "step", "accuracy", percent=True)
+        figures.append(Figure("Warm-up: accuracy", line_chart([series], axes), "On the selection set."))
+    return figures
 
 
 def training_figures(files: RunFiles) -> list[Figure]:

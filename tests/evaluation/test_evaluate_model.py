@@ -61,7 +61,8 @@ def test_what_cannot_be_evaluated_is_said(tmp_path, hf_folder):
         find_model(str(step))
 
 
-def test_the_job_says_everything_and_the_summary_comes_back(tmp_path, hf_folder):
+@pytest.mark.parametrize("name", ["Qwen2.5-0.5B_aime", "Qwen2.5-0.5B_aime.json"])
+def test_the_job_says_everything_and_the_summary_comes_back(tmp_path, hf_folder, name):
     jobs = []
 
     def run(job):
@@ -73,12 +74,15 @@ def test_the_job_says_everything_and_the_summary_comes_back(tmp_path, hf_folder)
     )
     summary = evaluate_model(
         str(hf_folder), data="p.jsonl", limit=100, samples=4, temperature=0.6, top_p=0.9, top_k=5, limits=[10, 20],
-        recipe=recipe, out=tmp_path / "result", run=run,
+        recipe=recipe, out=tmp_path / name, run=run,
     )  # fmt: skip
     assert summary["accuracy"] == 0.5
+    assert (tmp_path / "Qwen2.5-0.5B_aime.json").exists()
     (job,) = jobs
     assert (job.kind, job.model, job.init_weights, job.limit) == ("eval", str(hf_folder), None, 100)
     assert job.recipe.policy.model_name == job.recipe.policy.tokenizer.name == str(hf_folder)
     spec = job.eval
+    assert job.run_dir == tmp_path / "Qwen2.5-0.5B_aime"
+    assert spec.out.with_suffix(".jsonl").name == "Qwen2.5-0.5B_aime.jsonl"  # how the worker names the rows
     assert (spec.data_path, spec.limit, spec.samples, spec.limits) == ("p.jsonl", 100, 4, (10, 20))
     assert (spec.temperature, spec.top_p, spec.top_k) == (0.6, 0.9, 5)

@@ -101,6 +101,8 @@ def _train(job, root: Path) -> None:
                 weights = folder / "checkpoints" / f"step_{step}" / "policy" / "weights" / "iter_0000000"
                 weights.mkdir(parents=True)
                 (weights / "metadata.json").write_text("{}")
+                (weights / ".metadata").write_text("")
+                (weights.parents[2] / "training_info.json").write_text(json.dumps({"step": step}))
 
 
 def _evaluate(job, root: Path) -> None:
@@ -113,7 +115,7 @@ def _evaluate(job, root: Path) -> None:
     )
     rows = fake_run.sample_rows(checks=checks, skill=0.97, limit=job.eval.limit, problems=12)
     assert job.eval.out.parent.name == "eval"
-    fake_run.write_eval(job.eval.out.parent.parent, job.eval.out.name, rows, limits=job.eval.limits)
+    fake_run.write_eval(job.eval.out.parent.parent, job.eval.out.stem, rows, limits=job.eval.limits)
 
 
 def _warm_up(job, root: Path) -> None:

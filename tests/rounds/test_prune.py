@@ -107,6 +107,21 @@ def test_a_crash_before_the_decision_was_written_decides_the_same(root):
     assert again == expected and (root / "round_2_L96" / "decision.json").read_text() == record
 
 
+def test_a_damaged_checkpoint_is_named_and_passed_over(root):
+    (root / "crash_round_2_L96").touch()  # round 1 is done and round 2 has begun
+    with pytest.raises(fake_engine.Crash):
+        go(root)
+    (root / "round_1_L128" / "decision.json").unlink()
+    shutil.rmtree(root / "round_2_L96")
+    torn = (
+        root / "round_1_L128" / "checkpoints" / "step_6" / "policy" / "weights" / "iter_0000000" / ".metadata"
+    )
+    torn.unlink()
+    summary, said = go(root)
+    assert "step_6 is not whole and is passed over" in said and ".metadata is missing" in said
+    assert [r["selected_step"] for r in summary["rounds"]] == [3, 6, 6]
+
+
 def test_a_round_that_keeps_its_start_hands_it_on(root):
     (root / "accuracy.json").write_text("0.5")
     summary, said = go(root, selection={"max_relative_drop": 0.1, "baseline": "first_round"})
