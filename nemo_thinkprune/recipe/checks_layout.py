@@ -70,6 +70,10 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
             f"policy.make_sequence_length_divisible_by = {policy.make_sequence_length_divisible_by} is not a "
             f"multiple of the tensor parallel size {layout.tp}; remove the key"
         )
+    megatron = policy.megatron_cfg
+    ends = (megatron.num_layers_in_first_pipeline_stage, megatron.num_layers_in_last_pipeline_stage)
+    if ends != (None, None) and layout.pp == 1:
+        yield "num_layers_in_first_pipeline_stage and _last_ need more than one pipeline stage; set null"
     yield from _against_model(recipe, layout)
 
 
@@ -117,9 +121,7 @@ def _stages(recipe: Recipe, layout: WorldLayout, layers: int | None) -> Iterator
     megatron = recipe.policy.megatron_cfg
     first, last = megatron.num_layers_in_first_pipeline_stage, megatron.num_layers_in_last_pipeline_stage
     given = [count for count in (first, last) if count is not None]
-    if given and layout.pp == 1:
-        yield "num_layers_in_first_pipeline_stage and _last_ need more than one pipeline stage; set null"
-    elif layers:
+    if layers and layout.pp > 1:
         rest, stages = layers - sum(given), layout.pp - len(given)
         fits = rest == 0 if stages == 0 else rest > 0 and rest % stages == 0
         if not fits:

@@ -10,7 +10,7 @@ from nemo_thinkprune.recipe.base import Section
 from nemo_thinkprune.recipe.derived import DERIVED
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.interpolate import has_reference, interpolate
-from nemo_thinkprune.recipe.keys import KeyPath, default_value, dotted
+from nemo_thinkprune.recipe.keys import KeyPath, default_value, dotted, fields_of, subsection
 from nemo_thinkprune.recipe.yaml_file import plain_value
 
 Problem = tuple[KeyPath, str]
@@ -24,6 +24,9 @@ def complete(data: Mapping[str, Any], schema: type[Section]) -> tuple[dict[str, 
     """
     completion = _Completion(data, schema)
     result, problems = completion.resolve_all()
+    for key, info in fields_of(schema).items():
+        if info.is_required() and subsection(info.annotation):
+            result.setdefault(key, {})
     for target in DERIVED:
         path = tuple(target.split("."))
         section = _section_for(result, path[:-1])

@@ -47,7 +47,8 @@ def _first_limit(get: Get, has: Has) -> Any:
 
 
 def _total_length(get: Get, has: Has) -> Any:
-    total = get("data.max_input_seq_length") + get("policy.generation.max_new_tokens")
+    longest = max(get("policy.generation.max_new_tokens"), *get("thinkprune.limits"))
+    total = get("data.max_input_seq_length") + longest
     return -(-total // 64) * 64
 
 
