@@ -5,7 +5,6 @@ The modules that import torch are imported by the functions that need them, so t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,6 @@ from nemo_thinkprune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from nemo_thinkprune.rewards.score_file import FileScore
-    from nemo_thinkprune.rounds.plan import Engine
 
 Say = Callable[[str], None]
 Truncation = Literal["zero", "score_cut_text"]
@@ -65,6 +63,7 @@ def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: S
     Raises:
         UserError: a recipe that cannot be pruned.
     """
+    from nemo_thinkprune.rounds.local import local_engine
     from nemo_thinkprune.rounds.prune import prune as run
     from nemo_thinkprune.training.start import starting_point
 
@@ -83,6 +82,7 @@ def quickstart(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, s
     Raises:
         UserError: a recipe without warm-up, or a warm-up that misses its target.
     """
+    from nemo_thinkprune.rounds.local import local_engine
     from nemo_thinkprune.rounds.quickstart import quickstart as run
 
     loaded = load_recipe(recipe, overrides)
@@ -142,18 +142,6 @@ def score(
 
     with Scorer(workers=workers, deadline_s=deadline_s, memory_mb=memory_mb, truncation=truncation) as scorer:
         return score_file(path, out, scorer=scorer)
-
-
-def local_engine(recipe: Recipe) -> Engine:
-    """Return the engine for rounds: the control runs beside them when the machine has the cores for both."""
-    from nemo_thinkprune.rounds.plan import Engine
-    from nemo_thinkprune.training.console import run_with_progress
-    from nemo_thinkprune.training.supervisor import run_job
-
-    runtime = recipe.thinkprune.runtime
-    cores = 2 * recipe.world_size * runtime.threads_per_rank
-    beside = recipe.thinkprune.control.enabled and runtime.device != "cuda" and (os.cpu_count() or 1) >= cores
-    return Engine(run=run_with_progress, beside=run_job if beside else None)
 
 
 def _evaluation_recipe(model: str, data: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from nemo_thinkprune.evaluation import run as evaluation
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.load import dump_yaml, load_recipe
+from nemo_thinkprune.rounds import commands, prune
+from nemo_thinkprune.training import start
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The arguments of the evaluation that a command asks for."""
+    seen = {}
+    monkeypatch.setattr(
+        evaluation, "evaluate_model", lambda model, **keys: seen.update(keys, model=model) or {}
+    )
+    return seen
+
+
+def evaluate(model, *overrides, recipe=None, out=None):
+    return commands.evaluate(
+        str(model), overrides, data="d/aime.jsonl", limit=50, samples=2, temperature=0.6, top_p=1.0, top_k=None,
+        recipe=recipe, out=out,
+    )  # fmt: skip
+
+
+def test_an_evaluation_of_any_model_takes_the_defaults_and_overrides(evaluated):
+    evaluate("org/name", "thinkprune.prompt_family=qwen")
+    assert evaluated["model"] == "org/name"
+    assert evaluated["recipe"].thinkprune.prompt_family == "qwen"
+    assert str(evaluated["out"]) == "eval/name_aime_50.json"
+
+
+def test_an_evaluation_of_a_checkpoint_takes_the_recipe_it_was_trained_with(evaluated, tmp_path):
+    step = tmp_path / "step_5"
+    step.mkdir()
+    (step / "config.yaml").write_text(dump_yaml(load_recipe("quickstart")))
+    evaluate(step)
+    assert evaluated["recipe"] == load_recipe("quickstart")
+    evaluate(step, "grpo.seed=3", recipe="tiny-hf-cpu", out=tmp_path / "o.json")
+    assert evaluated["recipe"] == load_recipe("tiny-hf-cpu", ["grpo.seed=3"])
+    assert evaluated["out"] == tmp_path / "o.json"
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 9999}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_prune_gives_the_rounds_a_local_model_and_the_weights_to_start_from(monkeypatch, model, tmp_path):
+    seen = {}
+    monkeypatch.setattr(
+        prune, "prune", lambda recipe, run_dir, **keys: seen.update(keys, recipe=recipe, dir=run_dir)
+    )
+    overrides = [f"policy.model_name={model}", f"policy.pretrained_checkpoint.path={tmp_path}/iter_0000000"]
+    commands.prune("thinkprune", overrides, None, say=print)
+    assert seen["recipe"].policy.model_name == str(model)
+    assert seen["recipe"].policy.tokenizer.name == str(model)
+    assert seen["start"] == tmp_path / "iter_0000000"
+    assert str(seen["dir"]) == "runs/thinkprune"
+
+
+def test_training_and_warmup_get_the_recipe_and_the_run_folder(monkeypatch, tmp_path):
+    seen = []
+    for name in ("train", "warmup"):
+        monkeypatch.setattr(start, name, lambda recipe, run_dir: seen.append((recipe, run_dir)))
+    commands.train("thinkprune", ["grpo.seed=1"], None)
+    commands.warmup("quickstart", [], tmp_path)
+    assert [(recipe.grpo.seed, str(folder)) for recipe, folder in seen] == [
+        (1, "runs/thinkprune"),
+        (0, str(tmp_path)),
+    ]
+
+
+@pytest.mark.parametrize("verb", [commands.prune, commands.quickstart])
+def test_a_recipe_is_checked_before_anything_starts(verb, tmp_path):
+    with pytest.raises(UserError, match="overlong_filtering"):
+        verb("quickstart", ["grpo.overlong_filtering=true"], tmp_path / "run", say=print)
+    assert not (tmp_path / "run").exists()
