@@ -138,6 +138,12 @@ def poll_exits(ranks: Sequence[Rank]) -> Iterator[tuple[int, int]]:
             yield rank.number, found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
+def paused_ranks(ranks: Sequence[Rank]) -> set[int]:
+    """The ranks whose process a signal has stopped."""
+    states = {rank.number: process_stat(rank.pid) for rank in ranks if not rank.ended}
+    return {number for number, stat in states.items() if stat is not None and stat[0] in "Tt"}
+
+
 def collect_stacks(ranks: Sequence[Rank], watch: Watch) -> dict[int, str]:
     """Have every living rank write the stacks of its threads; what each wrote, or why there is nothing."""
     asked: list[Rank] = []
@@ -147,7 +153,7 @@ def collect_stacks(ranks: Sequence[Rank], watch: Watch) -> dict[int, str]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank.pid, signal.SIGUSR2)
             # A stopped process runs the handler as soon as it is let go on.
-            if (stat := process_stat(rank.pid)) is not None and stat[0] in "Tt":
+            if rank.number in paused_ranks(ranks):
                 os.kill(rank.pid, signal.SIGCONT)
             asked.append(rank)
     _wait_for_stacks(asked)

@@ -21,7 +21,15 @@ from typing import Any
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.training import guardian
 from nemo_thinkprune.training.attempts import new_attempt, run_lock
-from nemo_thinkprune.training.crew import Rank, collect_stacks, drain, poll_exits, reap, start_rank
+from nemo_thinkprune.training.crew import (
+    Rank,
+    collect_stacks,
+    drain,
+    paused_ranks,
+    poll_exits,
+    reap,
+    start_rank,
+)
 from nemo_thinkprune.training.job import JOB_FILE, Job
 from nemo_thinkprune.training.postmortem import tail, write_report
 from nemo_thinkprune.training.process_tree import kill_sessions
@@ -132,6 +140,7 @@ def _supervise(
             watch.exited(number, code, time.monotonic())
         # What a rank wrote just before it left must be known before anything is concluded from its leaving.
         listen(0.0)
+        watch.paused(paused_ranks(ranks))
         if stop.is_set():
             _ask_to_stop(ranks, watch, asked)
         if (verdict := watch.verdict(time.monotonic())) is not None:

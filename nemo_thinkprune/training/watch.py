@@ -7,7 +7,7 @@ the monotonic clock, which all processes of a machine share.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -68,6 +68,7 @@ class RankState:
     phase: str = "launch"
     step: int = 0
     ready: bool = False
+    paused: bool = False
     finished_at: float | None = None
     stopped_step: int | None = None
     error: dict[str, Any] | None = None
@@ -121,6 +122,11 @@ class Watch:
         """Take in the end of a worker's process; a negative code is the signal that killed it."""
         state = self.ranks[rank]
         state.exit_code, state.exited_at = code, now
+
+    def paused(self, ranks: Collection[int]) -> None:
+        """Take in which processes do not run now because a signal (SIGSTOP, SIGTSTP) stopped them."""
+        for state in self.ranks:
+            state.paused = state.rank in ranks
 
     def verdict(self, now: float) -> Verdict | None:
         """What to do: None to go on waiting."""
@@ -195,15 +201,17 @@ class Watch:
         return Stopped(max(s.step if s.stopped_step is None else s.stopped_step for s in stopped))
 
     def _stall(self, now: float) -> Failure | None:
-        silent = [s for s in self.ranks if not s.complete and now - s.last_beat > self.stall_timeout_s]
-        if not silent:
+        """The ranks wait for each other: a stopped one is to blame, else the one silent for longest."""
+        working = [s for s in self.ranks if not s.complete]
+        if not any(now - s.last_beat > self.stall_timeout_s for s in working):
             return None
-        state = min(silent, key=lambda s: s.last_beat)
+        state = min(working, key=lambda s: (not s.paused, s.last_beat))
         return Failure(
             FailureKind.STALLED,
             state.rank,
             f"rank {state.rank} of {self.world} gave no sign of life for {now - state.last_beat:.1f} s in "
-            f"{state.where()} (thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g})",
+            f"{state.where()} (thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g}):\n"
+            f"{self.positions(now)}",
         )
 
 
@@ -222,4 +230,5 @@ def _position(state: RankState, now: float) -> str:
         return f"ended with {state.exit_code}, last in {state.where()}"
     if not state.ready:
         return "not started yet"
-    return f"in {state.where()}, last sign of life {now - state.last_beat:.1f} s ago"
+    paused = ", stopped by a signal" if state.paused else ""
+    return f"in {state.where()}, last sign of life {now - state.last_beat:.1f} s ago{paused}"

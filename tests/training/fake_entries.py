@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.process_tree import process_stat
 from nemo_thinkprune.training.worker import RankContext
 
 LONG_S = 300
@@ -22,15 +23,26 @@ def finish(job: Job, context: RankContext) -> None:
         context.beat("step", 1, row={"reward_mean": 0.5, "text": "x" * 100_000}, total=1, produced="a model")
 
 
+def together(job: Job, context: RankContext) -> None:
+    """Wait until every rank is here, as a barrier does."""
+    here = job.run_dir / f"here_{context.rank}"
+    here.with_suffix(".tmp").write_text(str(os.getpid()))
+    here.with_suffix(".tmp").rename(here)
+    while not all((job.run_dir / f"here_{rank}").exists() for rank in range(context.world)):
+        time.sleep(0.01)
+
+
 def kill_self(job: Job, context: RankContext) -> None:
     context.beat("update", 7)
+    together(job, context)
     if context.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    _others_break(job)
+    break_when_gone(job)
 
 
 def exit_three(job: Job, context: RankContext) -> None:
     context.beat("score", 2)
+    together(job, context)
     if context.rank == 1:
         print("about to leave with three")
         sys.exit(3)
@@ -39,13 +51,10 @@ def exit_three(job: Job, context: RankContext) -> None:
 
 def raise_error(job: Job, context: RankContext) -> None:
     context.beat("generate", 4)
+    together(job, context)
     if context.rank == 1:
-        (job.run_dir / "raised").touch()
         raise ZeroDivisionError("a made-up error")
-    while not (job.run_dir / "raised").exists():
-        time.sleep(0.01)
-    time.sleep(0.05)
-    raise ConnectionError("a peer closed the connection")
+    break_when_gone(job)
 
 
 def run_out_of_memory(job: Job, context: RankContext) -> None:
@@ -61,6 +70,7 @@ def user_error(job: Job, context: RankContext) -> None:
 
 def sleep_on_rank_one(job: Job, context: RankContext) -> None:
     context.beat("generate", 3)
+    together(job, context)
     if context.rank == 1:
         hang_here()
     pulse_forever(context)
@@ -72,6 +82,7 @@ def hang_here() -> None:
 
 def stop_self(job: Job, context: RankContext) -> None:
     context.beat("save", 5)
+    together(job, context)
     if context.rank == 1:
         stopped_here()
     pulse_forever(context)
@@ -85,8 +96,8 @@ def deaf(job: Job, context: RankContext) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     context.beat("generate", 1)
+    together(job, context)
     if context.rank == 1:
-        time.sleep(0.3)
         os._exit(9)
     wait()
 
@@ -102,6 +113,8 @@ def with_grandchildren(job: Job, context: RankContext) -> None:
     temporary.rename(job.run_dir / f"pids_{context.rank}")
     context.beat("generate", 1)
     if (job.run_dir / "fail").exists() and context.rank == 1:
+        while not (job.run_dir / "pids_0").exists():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGSEGV)
     pulse_forever(context)
 
@@ -132,7 +145,9 @@ def wait() -> None:
     time.sleep(LONG_S)
 
 
-def _others_break(job: Job) -> None:
-    """What a collective does on the peers of a dead rank."""
-    time.sleep(0.2)
+def break_when_gone(job: Job) -> None:
+    """What a collective does on the peers of a dead rank 1."""
+    pid = int((job.run_dir / "here_1").read_text())
+    while (stat := process_stat(pid)) is not None and stat[0] != "Z":
+        time.sleep(0.001)
     raise ConnectionError("a peer closed the connection")

@@ -19,7 +19,9 @@ from nemo_thinkprune.training.watch import FailureKind
 MakeJob = Callable[..., Job]
 HERE = Path(__file__).parent
 # Far above what is needed on an idle machine; far below the 300 s that the fake entries sleep.
-SOON_S = 20.0
+SOON_S = 60.0
+# Longer than a worker needs to start on a busy machine.
+STALL_S = 4.0
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_a_user_error_in_a_worker_is_a_user_error_here(make_job: MakeJob) -> Non
 
 
 def test_a_silent_rank_ends_the_job_with_the_stacks_of_all_ranks(make_job: MakeJob) -> None:
-    failed = failure_of(make_job(stall_s=1.0), "sleep_on_rank_one")
+    failed = failure_of(make_job(stall_s=STALL_S), "sleep_on_rank_one")
     assert (failed.kind, failed.rank) == (FailureKind.STALLED, 1)
     assert "phase generate of step 3" in failed.reason
     report = failed.report.read_text()
@@ -99,7 +101,7 @@ def test_a_silent_rank_ends_the_job_with_the_stacks_of_all_ranks(make_job: MakeJ
 
 
 def test_a_stopped_process_still_gives_its_stacks(make_job: MakeJob) -> None:
-    failed = failure_of(make_job(stall_s=1.0), "stop_self")
+    failed = failure_of(make_job(stall_s=STALL_S), "stop_self")
     assert (failed.kind, failed.rank) == (FailureKind.STALLED, 1)
     report = failed.report.read_text()
     assert "in stopped_here" in report and "in pulse_forever" in report

@@ -73,6 +73,17 @@ def test_the_rank_silent_longest_is_blamed_with_phase_and_step() -> None:
     assert "rank 1 of 2" in failure.reason and "phase update of step 8" in failure.reason
 
 
+def test_a_stopped_rank_is_blamed_although_a_waiting_one_is_silent_for_longer() -> None:
+    watch = watch_of()
+    watch.record(1, beat("save", 2), 5.0)
+    watch.paused({1})
+    failure = ask_each_second(watch, 1, 12)
+    assert failure is not None and failure.rank == 1
+    assert (
+        "rank 1: in phase save of step 2, last sign of life 6.0 s ago, stopped by a signal" in failure.reason
+    )
+
+
 def test_a_rank_that_never_starts_is_a_stall_too() -> None:
     watch = Watch(1, 10.0, 0.0)
     failure = ask_each_second(watch, 1, 12)
