@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from nemo_thinkprune.policy.model import PolicyModel
@@ -58,9 +59,12 @@ class StageDecoder:
         hidden = self._stage_input(tokens.T.contiguous(), shape)
         for layer in self.network.decoder.layers:
             query, key, value = self._qkv(layer, hidden, positions[:, None])
-            spread = [x.repeat_interleave(self.group, dim=2).permute(1, 2, 0, 3) for x in (key, value)]
             context = F.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3), *spread, is_causal=True, scale=self.scale
+                query.permute(1, 2, 0, 3),
+                key.repeat_interleave(self.group, dim=2).permute(1, 2, 0, 3),
+                value.repeat_interleave(self.group, dim=2).permute(1, 2, 0, 3),
+                is_causal=True,
+                scale=self.scale,
             )
             hidden = self._finish_layer(layer, hidden, context.permute(2, 0, 1, 3).flatten(2))
             for store, fresh in ((self.keys, key), (self.values, value)):
@@ -103,7 +107,7 @@ class StageDecoder:
         self.values = [cache[rows] for cache in self.values]
 
     def _qkv(
-        self, layer: torch.nn.Module, hidden: Tensor, positions: Tensor
+        self, layer: TransformerLayer, hidden: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Query [s, b, heads, d], key and value [s, b, kv heads, d] of this rank, rotated to their positions."""
         attention = layer.self_attention
@@ -111,7 +115,7 @@ class StageDecoder:
         cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
         return _rotate(query, cos, sin), _rotate(key, cos, sin), value
 
-    def _finish_layer(self, layer: torch.nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
+    def _finish_layer(self, layer: TransformerLayer, hidden: Tensor, context: Tensor) -> Tensor:
         hidden = hidden + layer.self_attention.linear_proj(context)[0]
         return hidden + layer.mlp(layer.pre_mlp_layernorm(hidden))[0]
 

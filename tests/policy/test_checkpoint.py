@@ -22,7 +22,9 @@ def update(policy: Any) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = [TokenSequence(*torch.randint(61, (2, 12), generator=generator).tolist()) for _ in range(4)]
     policy.update(
-        rows[layout.dp_rank :: layout.dp], lambda logprobs, entropy, micro: (-logprobs.sum() / 48, {}), lr=1e-3
+        rows[layout.dp_rank :: layout.dp],
+        lambda logprobs, entropy, micro: (-logprobs.sum() / 48, {}),
+        lr=1e-3,
     )
 
 

@@ -1,4 +1,4 @@
-"""Tensor, pipeline and data parallel layouts compute what one rank computes; one rank computes what Transformers does."""
+"""Tensor, pipeline and data parallel layouts equal one rank; one rank equals Transformers."""
 
 from __future__ import annotations
 
