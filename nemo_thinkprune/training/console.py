@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from nemo_thinkprune.training.supervisor import Event
+from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.supervisor import Event, run_job
 
 Format = Callable[[Any], str]
 
@@ -125,6 +127,19 @@ def display(title: str, *, stream: TextIO | None = None) -> Iterator[Display]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(file=cast(IO[str], screen)), transient=True) as progress:
         yield Display(title, screen, progress)
+
+
+def run_with_progress(job: Job) -> None:
+    """Run a job (see `supervisor.run_job`) and show it on standard output."""
+    with display(job_title(job)) as shown:
+        run_job(job, on_event=shown.on_event)
+
+
+def job_title(job: Job) -> str:
+    """A few words that tell a job from the others of a run: ``train L=128``, ``eval test L=128``, ``warmup``."""
+    if job.kind == "eval" and job.eval is not None:
+        return f"eval {Path(job.eval.data_path).stem} L={job.eval.limit}"
+    return "warmup" if job.kind == "warmup" else f"train L={job.limit}"
 
 
 def row_text(step: int, total: int | None, row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_thinkprune.recipe.files import write_atomic
+from nemo_thinkprune.training.watch import Failure
 
 _TAIL_BYTES = 1 << 14
 
@@ -23,9 +24,9 @@ def tail(path: Path, lines: int = 12) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def write_report(path: Path, reason: str, positions: str, stacks: Mapping[int, str]) -> None:
+def write_report(path: Path, failure: Failure, stacks: Mapping[int, str]) -> None:
     """Write reason, positions and stacks of all ranks; a full disk must not hide the reason itself."""
-    parts = [reason, "", positions]
+    parts = [failure.reason, "", failure.positions]
     for rank, text in stacks.items():
         parts += ["", f"==== stacks of rank {rank} ====", text.rstrip()]
     with contextlib.suppress(OSError):

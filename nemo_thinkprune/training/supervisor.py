@@ -61,7 +61,7 @@ class JobFailed(RuntimeError):
         self.reason = failure.reason
         self.log = log
         self.report = report
-        text = f"{failure.reason}\nlog: {log}\nstacks of all ranks: {report}"
+        text = f"{failure.reason}\n{failure.positions}\nlog: {log}\nstacks of all ranks: {report}"
         last = tail(log)
         super().__init__(f"{text}\nlast lines of the log:\n{last}" if last else text)
 
@@ -113,9 +113,7 @@ def _run_attempt(
                 register(ranks[-1].pid)
             verdict = _supervise(ranks, watch, stop, on_event)
             if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
-                positions = watch.positions(time.monotonic())
-                stacks = collect_stacks(ranks, watch)
-                write_report(attempt / "failure.txt", verdict.reason, positions, stacks)
+                write_report(attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
             return verdict
         finally:
             kill_sessions({rank.pid for rank in ranks})

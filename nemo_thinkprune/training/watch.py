@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -49,11 +49,12 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The job must end: why, and the rank that caused it."""
+    """The job must end: why, the rank that caused it, and where all ranks were (a line each)."""
 
     kind: FailureKind
     rank: int
     reason: str
+    positions: str = ""
 
 
 Verdict = Done | Stopped | Failure
@@ -131,11 +132,12 @@ class Watch:
     def verdict(self, now: float) -> Verdict | None:
         """What to do: None to go on waiting."""
         self._forgive_gap(now)
-        if failure := self._error() or self._death():
-            return failure
-        if all(state.complete for state in self.ranks):
-            return self._end(now)
-        return self._stall(now)
+        if (mistake := self._mistake()) is not None:
+            return mistake
+        complete = all(state.complete for state in self.ranks)
+        if (failure := self._death() or (None if complete else self._stall(now))) is not None:
+            return replace(failure, positions=self.positions(now))
+        return self._end(now) if complete else None
 
     def positions(self, now: float) -> str:
         """A line for each rank: where it is and how long it has been silent."""
@@ -148,7 +150,7 @@ class Watch:
             for state in self.ranks:
                 state.last_beat = min(state.last_beat + gap, now)
 
-    def _error(self) -> Failure | None:
+    def _mistake(self) -> Failure | None:
         """A mistake of the user wins over everything, as all ranks may report it or die of it."""
         for state in self.ranks:
             if state.error is not None and state.error["kind"] == "user_error":
@@ -210,8 +212,7 @@ class Watch:
             FailureKind.STALLED,
             state.rank,
             f"rank {state.rank} of {self.world} gave no sign of life for {now - state.last_beat:.1f} s in "
-            f"{state.where()} (thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g}):\n"
-            f"{self.positions(now)}",
+            f"{state.where()} (thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g})",
         )
 
 

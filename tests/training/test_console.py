@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from nemo_thinkprune.training.console import display, row_text
+import pytest
+
+from nemo_thinkprune.training.console import display, job_title, row_text, run_with_progress
+from nemo_thinkprune.training.job import EvalSpec, Job
 from nemo_thinkprune.training.supervisor import Event
 
 ROW = {
@@ -92,3 +97,28 @@ def test_a_validation_has_its_own_line() -> None:
         measured = {"accuracy": 0.95, "mean_tokens": 60.0, "share_cut": 0.5}
         shown.on_event(Event(rank=0, phase="validated", step=20, extra={"validation": measured}))
     assert screen.text.endswith("t  validation at step 20  accuracy 0.950  tokens 60.0  cut 50.0%\n")
+
+
+def test_titles_tell_jobs_apart(make_job: Callable[..., Job]) -> None:
+    spec = EvalSpec(
+        data_path="data/test.jsonl",
+        limit=64,
+        samples=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=None,
+        out=Path("o"),
+    )
+    jobs = [make_job(), make_job(kind="warmup"), make_job(kind="eval", eval=spec)]
+    assert [job_title(job) for job in jobs] == ["train L=8", "warmup", "eval test L=64"]
+
+
+def test_a_job_is_shown_while_it_runs(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(job: Job, *, on_event: Callable[[Event], None]) -> None:
+        on_event(Event(rank=0, phase="step", step=1, row=ROW))
+
+    monkeypatch.setattr("nemo_thinkprune.training.console.run_job", run)
+    run_with_progress(make_job())
+    assert capsys.readouterr().out.endswith(f"train L=8  {row_text(1, None, ROW)}\n")

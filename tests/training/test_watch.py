@@ -80,7 +80,8 @@ def test_a_stopped_rank_is_blamed_although_a_waiting_one_is_silent_for_longer() 
     failure = ask_each_second(watch, 1, 12)
     assert failure is not None and failure.rank == 1
     assert (
-        "rank 1: in phase save of step 2, last sign of life 6.0 s ago, stopped by a signal" in failure.reason
+        "rank 1: in phase save of step 2, last sign of life 6.0 s ago, stopped by a signal"
+        in failure.positions
     )
 
 
