@@ -24,6 +24,7 @@ from nemo_thinkprune.training.checkpoint_files import (
     publish,
     remove_stale,
 )
+from nemo_thinkprune.training.disk import disk_errors
 from nemo_thinkprune.training.session import Session
 
 WEIGHTS = Path("policy/weights/iter_0000000")
@@ -35,7 +36,8 @@ class Checkpointer:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.folder = session.job.run_dir / session.recipe.checkpointing.checkpoint_dir
+        self._settings = session.recipe.checkpointing
+        self.folder = session.job.run_dir / self._settings.checkpoint_dir
 
     def resume(self) -> int:
         """Load the newest checkpoint that is whole; its step, or 0 when there is none."""
@@ -51,7 +53,7 @@ class Checkpointer:
         path = Path(found)
         self.session.beat("resume", int(path.name.removeprefix("step_")))
         try:
-            load_torch_dist(self.session.policy, path / WEIGHTS, with_optimizer=True)
+            load_torch_dist(self.session.policy, path / WEIGHTS, with_optimizer=self._settings.save_optimizer)
         except CheckpointError as error:
             raise UserError(str(error)) from error
         return int(json.loads((path / "training_info.json").read_text(encoding="utf-8"))["step"])
@@ -67,14 +69,21 @@ class Checkpointer:
             (aside / WEIGHTS).mkdir(parents=True)
             check_disk_space(self.folder, needed=self._estimated_bytes())
         self._barrier()
-        keep_optimizer = session.recipe.checkpointing.save_optimizer
-        save_torch_dist(session.policy, aside / WEIGHTS, iteration=step, with_optimizer=keep_optimizer)
+        with disk_errors(aside):
+            save_torch_dist(
+                session.policy, aside / WEIGHTS, iteration=step, with_optimizer=self._settings.save_optimizer
+            )
         self._barrier()
         if session.layout.is_main:
             self._write_side_files(aside, step, validation)
             session.beat("rename", step)
             publish(aside, final)
-            prune_checkpoints(self.folder, keep_top_k=session.recipe.checkpointing.keep_top_k)
+            prune_checkpoints(
+                self.folder,
+                keep_top_k=self._settings.keep_top_k,
+                metric_name=self._settings.metric_name,
+                higher_is_better=self._settings.higher_is_better,
+            )
         self._barrier()
 
     def _write_side_files(self, folder: Path, step: int, validation: dict[str, Any] | None) -> None:

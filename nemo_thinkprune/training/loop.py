@@ -74,7 +74,9 @@ def train(session: Session) -> None:
             ledger_row=ledger_row(plan.ledger, step, [p.problem.id for p in plan.train]).to_json(),
             validation=validation,
         )
-        session.beat("step", step, row=row | {"timing": clock.seconds}, total=plan.last_step)
+        session.beat(
+            "step", step, row=row | {"timing": clock.seconds}, total=plan.last_step, validation=validation
+        )
         stop = session.context.stop_requested_anywhere(session.layout)
         if session.recipe.checkpointing.enabled and (stop or last or _due(step, save_period)):
             checkpointer.save(step, validation=validation)
