@@ -23,8 +23,8 @@ _SENTENCES = (
     r"Therefore $m+n$ would be \[ 2\left(\sum_{k=1}^{n} k\right) + 1 \] which I will verify below. ",
 )
 _FORMS = (
-    r"\boxed{%03d}", r"\boxed{%d}", r"$\boxed{%d}$.", r"\[ \boxed{\text{%d}} \]", r"\boxed{%d^\circ}", r"\boxed{n = %d}",
-    r"\boxed {%d}", r"\boxed{\dfrac{%d}{1}}",
+    r"\boxed{%03d}", r"\boxed{%d}", r"$\boxed{%d}$.", r"\[ \boxed{\text{%d}} \]", r"\boxed{%d^\circ}",
+    r"\boxed{n = %d}", r"\boxed {%d}", r"\boxed{\dfrac{%d}{1}}",
 )  # fmt: skip
 _ODD = (
     r"\boxed{\frac{3\sqrt{2}}{%d}}",

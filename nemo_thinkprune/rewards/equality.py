@@ -22,7 +22,25 @@ _CHOICE = re.compile(r"\(?([A-J])\)?\.?")
 _LABELLED = re.compile(r"(?:\\text\s*\{)?\s*\(([A-J])\)\s*\}?[\s:.,]*(\S.*)")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' .,!-]*")
 _BASE = re.compile(r"([0-9A-Za-z]+)_\{?\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\}?")
-_PLAIN_WORDS = frozenset("yes no true false odd even all none one two six ten both east west".split())
+_PLAIN_WORDS = frozenset(
+    [
+        "yes",
+        "no",
+        "true",
+        "false",
+        "odd",
+        "even",
+        "all",
+        "none",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "both",
+        "east",
+        "west",
+    ]
+)
 _WORDY = re.compile(r"\\(?:text|operatorname|begin|math)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _APPLIED = re.compile(r"(?<![\\A-Za-z])[A-Za-z]\s*\(")
@@ -226,9 +244,8 @@ def _same_number(answer: str, gold: str, expressions: Expressions) -> bool | Non
 
 def _clearly_differ(answer: str, gold: str, left: Fraction | None, right: Fraction | None) -> bool:
     """Constants apart by more than any rounding, or a number beside an expression in a variable."""
-    if left is not None or right is not None:
-        if _has_variable(answer if left is None else gold):
-            return True
+    if (left is None) != (right is None) and _has_variable(answer if left is None else gold):
+        return True
     first, second = approximate(answer), approximate(gold)
     return first is not None and second is not None and abs(first - second) > _APART
 

@@ -10,6 +10,7 @@ it is not used here. Its LaTeX parser hands every number to `sympify`, so that `
 function that reads numbers and refuses all else.
 """
 
+import os
 import re
 import sys
 from fractions import Fraction
@@ -52,8 +53,9 @@ def close_evaluation() -> None:
     """Makes every way from a string to Python code raise EvaluationClosed, for the rest of the process.
 
     sympy's `sympify` and its callers look `parse_expr` up in its module when called; math-verify and
-    latex2sympy2 hold references of their own. All get `_read_number`. The audit hook refuses what remains: compiling source text,
-    starting programs, opening files for writing, sockets, and loading C libraries.
+    latex2sympy2 hold references of their own. All get `_read_number`.
+    The audit hook refuses what remains: compiling source text, starting programs, opening files for writing,
+    sockets, and loading C libraries.
     """
     for module in [module for name, module in list(sys.modules.items()) if _may_hold_parser(name)]:
         for attribute in ("parse_expr", "eval_expr", "stringify_expr"):
@@ -75,7 +77,9 @@ def compare(answer: str, gold: str) -> bool:
         verdict = _numerically_equal(left, right)
         if verdict is not None:
             return verdict
-        return bool(verify(right, left, allow_set_relation_comp=True, timeout_seconds=None))
+        return bool(
+            verify(right, left, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+        )
     except MemoryError:
         raise
     except Exception:
@@ -164,18 +168,49 @@ def _read_number(text: object, *_: object, **__: object) -> sympy.Rational:
 
 
 _REFUSED = frozenset(
-    "os.system os.exec os.fork os.forkpty os.posix_spawn os.spawn subprocess.Popen os.remove os.rename os.rmdir os.mkdir "
-    "os.link os.symlink os.truncate os.chmod os.chown os.kill shutil.rmtree shutil.copyfile shutil.move "
-    "socket.__new__ socket.connect socket.bind ctypes.dlopen ctypes.dlsym urllib.Request pty.spawn "
-    "code.__new__ pickle.find_class builtins.input".split()
+    [
+        "os.system",
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "subprocess.Popen",
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "os.chown",
+        "os.kill",
+        "shutil.rmtree",
+        "shutil.copyfile",
+        "shutil.move",
+        "socket.__new__",
+        "socket.connect",
+        "socket.bind",
+        "ctypes.dlopen",
+        "ctypes.dlsym",
+        "urllib.Request",
+        "pty.spawn",
+        "code.__new__",
+        "pickle.find_class",
+        "builtins.input",
+    ]
 )
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def _refuse_side_effects(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook (it cannot be removed): no program, file, socket, library or source text from here on."""
     if event in _REFUSED:
         raise EvaluationClosed(event)
-    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
         raise EvaluationClosed("open for writing")
     if event == "compile" and arguments[0] is not None and str(arguments[1]).startswith("<"):
         raise EvaluationClosed("compile")

@@ -94,10 +94,8 @@ def _find_boxes(text: str) -> list[_Box]:
 
 
 def _is_empty(text: str, box: _Box) -> bool:
-    return (
-        box.closing is not None
-        and text[box.opening : min(box.closing, box.opening + 50)].isspace()
-        or (box.closing == box.opening)
+    return (box.closing is not None and text[box.opening : min(box.closing, box.opening + 50)].isspace()) or (
+        box.closing == box.opening
     )
 
 

@@ -100,16 +100,10 @@ def _group_after(text: str, start: int) -> str:
             if depth < 0:
                 break
         follows = text[index + 1 : index + 3].lstrip()
-        if (
-            depth == 0
-            and not char.isspace()
-            and char not in "+-^*"
-            and not (char.isdigit() and follows[:1].isdigit())
-        ):
-            if not _POWER.match(follows):
-                index += 1
-                break
         index += 1
+        continues = char.isspace() or char in "+-^*" or (char.isdigit() and follows[:1].isdigit())
+        if depth == 0 and not continues and not _POWER.match(follows):
+            break
     return text[start:index]
 
 

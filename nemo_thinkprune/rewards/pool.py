@@ -118,7 +118,9 @@ class Pool:
             self._workers.remove(worker)
             worker.kill()
             if not started:
-                raise WorkerStartError(f"the scoring worker did not start: {worker.complaint()}")
+                raise WorkerStartError(
+                    f"the scoring worker did not start: {worker.complaint or worker.process.returncode}"
+                )
             if task is None:
                 return
             if used and not overran:
@@ -138,7 +140,8 @@ class _Worker:
     def __init__(self, memory_mb: int):
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self.complaint = ""
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "nemo_thinkprune.rewards.worker", str(memory_mb), str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -184,19 +187,15 @@ class _Worker:
         return reply
 
     def kill(self) -> None:
-        """Ends the process and waits for it; harmless when it has ended."""
+        """Ends the process, waits for it and keeps the end of its stderr; harmless when it has ended."""
         self.process.kill()
         self.process.wait()
         self._input.close()
         self.output.close()
-
-    def complaint(self) -> str:
-        """The end of what the process wrote to stderr."""
-        self._stderr.seek(0)
-        return (
-            self._stderr.read()[-2000:].decode(errors="replace").strip()
-            or f"exit code {self.process.returncode}"
-        )
+        if not self._stderr.closed:
+            with self._stderr:
+                self._stderr.seek(0)
+                self.complaint = self._stderr.read()[-2000:].decode(errors="replace").strip()
 
 
 def _kill_all(workers: list[_Worker]) -> None:

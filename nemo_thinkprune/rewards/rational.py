@@ -52,7 +52,7 @@ def rational(text: str) -> Fraction | None:
 def approximate(text: str) -> float | None:
     """The value of a constant with roots and pi, to at least 1e-4, or None."""
     value = _value(text)
-    return None if value is None or abs(value) > _LARGEST else float(value)
+    return None if value is None or not -_LARGEST <= value <= _LARGEST else float(value)
 
 
 @lru_cache(maxsize=4096)
@@ -229,12 +229,12 @@ def _root(tokens: list[_Token], position: int) -> tuple[_Value, int]:
 
 
 def _raise(base: _Value, exponent: _Value) -> _Value:
-    if not _is_integer(exponent) or abs(exponent) > MAX_EXPONENT:
+    if not _is_integer(exponent) or not -MAX_EXPONENT <= exponent <= MAX_EXPONENT:
         raise _NotRational
     if isinstance(base, float):
         return _bounded(base ** int(exponent))
     digits = max(base.numerator.bit_length(), base.denominator.bit_length()) * 0.302
-    if digits * abs(exponent) > MAX_RESULT_DIGITS:
+    if digits * abs(int(exponent)) > MAX_RESULT_DIGITS:
         raise _NotRational
     return base ** int(exponent)
 

@@ -22,7 +22,9 @@ _SAME = {
 }  # fmt: skip
 _CANONICAL = {name: unit for unit, names in _SAME.items() for name in names.split()}
 _CURRENCY = {r"\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
-_NOT_A_UNIT = frozenset("or and not if for where when except but than either is are mod".split())
+_NOT_A_UNIT = frozenset(
+    ["or", "and", "not", "if", "for", "where", "when", "except", "but", "than", "either", "is", "are", "mod"]
+)
 
 _POWER = r"(?:\s*\^\s*(?:\{\s*(\d)\s*\}|(\d)))?"
 _IN_TEXT = re.compile(r"^(?P<value>.*[\d)}\]%a-zA-Z].*?)\s*\\text\s*\{(?P<unit>[^{}]*)\}" + _POWER + "$")
@@ -46,11 +48,10 @@ def split_unit(text: str) -> tuple[str, str | None]:
             return "-" + text[len(symbol) + 1 :].strip(), unit
     if match := _DEGREE.match(text):
         return match.group("value"), "degree"
-    if (match := _IN_TEXT.match(text)) and (name := _unit(match.group("unit"))) is not None:
-        if name or re.search(r"\d", match.group("value")):
-            return match.group("value").strip(), _with_power(name, match)
-    if (match := _PLAIN.match(text)) and (name := _unit(match.group("unit"))) is not None:
-        if _is_written_out(match.group("unit"), known=bool(name), spaced=text[match.end("value")].isspace()):
+    for pattern, is_unit in ((_IN_TEXT, _is_beside_number), (_PLAIN, _is_written_out)):
+        match = pattern.match(text)
+        name = _unit(match.group("unit")) if match else None
+        if match and name is not None and is_unit(match, bool(name)):
             return match.group("value").strip(), _with_power(name, match)
     return text, None
 
@@ -60,13 +61,18 @@ def units_differ(left: str | None, right: str | None) -> bool:
     return bool(left) and bool(right) and left != right
 
 
-def _is_written_out(written: str, *, known: bool, spaced: bool) -> bool:
+def _is_beside_number(match: re.Match[str], known: bool) -> bool:
+    return known or re.search(r"\d", match.group("value")) is not None
+
+
+def _is_written_out(match: re.Match[str], known: bool) -> bool:
     """Whether letters after a number are a word and not a product of variables (`3abc`, `2 m`)."""
+    written = match.group("unit")
     if known:
         return len(written) >= 2
-    return spaced and all(
-        len(word) >= 4 and re.search("[aeiou]", word.lower()) for word in re.split("[ /]", written)
-    )
+    spaced = match.string[match.end("value")].isspace()
+    words = re.split("[ /]", written.lower())
+    return spaced and all(len(word) >= 4 and re.search("[aeiou]", word) for word in words)
 
 
 def _with_power(name: str, match: re.Match[str]) -> str:

@@ -19,7 +19,7 @@ from nemo_thinkprune.rewards.equality import equal
 
 _PR_SET_PDEATHSIG = 1
 _RECURSION = 3_000
-_WARM_UP = (
+WARM_UP = (
     (r"\frac{\sqrt{8}}{x}", r"\frac{2\sqrt{2}}{x}"),
     (r"2x-2y+4=0", r"x-y+2=0"),
     (r"x^2-3x+2=0", r"x=1"),
@@ -40,7 +40,7 @@ def main(memory_mb: int, parent: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a library's print is no reply
     from nemo_thinkprune.rewards import expressions
 
-    for pair in _WARM_UP:  # sympy imports lazily, which the closed gates would refuse
+    for pair in WARM_UP:  # sympy imports lazily, which the closed gates would refuse
         judge(*pair)
     limit_resources(memory_mb)
     sys.setrecursionlimit(_RECURSION)
