@@ -222,6 +222,10 @@ def _notes(recipe: Recipe) -> Iterator[str]:
             f"checkpoints every {save} steps but validation every {grpo.val_period}: checkpoints that were "
             "not validated cannot be selected"
         )
+    if not recipe.checkpointing.enabled:
+        yield "checkpointing.enabled is false: a run that ends early starts over"
+    elif not recipe.checkpointing.save_optimizer:
+        yield "checkpointing.save_optimizer is false: a resumed run starts with a fresh optimizer"
     limits, limit = recipe.thinkprune.limits, recipe.policy.generation.max_new_tokens
     if limit != limits[0]:
         yield f"`thinkprune train` runs at max_new_tokens = {limit}; `thinkprune prune` starts at {limits[0]}"

@@ -26,7 +26,6 @@ _QUANTISED = "the local engine samples and trains in policy.precision; remove th
 _SPARSE = "the local engine trains dense models; set 1"
 _PROMPTS = "prompts are built by thinkprune.prompt_family; set null"
 _DATA = "it reads data_path, split, input_key, output_key, sources and max_samples; remove the key"
-_ALWAYS_SAVES = "every checkpoint is kept complete, since rounds select among them; remove the key"
 
 RESTRICTIONS = (
     Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),
@@ -95,12 +94,6 @@ RESTRICTIONS = (
     Restriction("data.shuffle", (True,), "every epoch is a seeded permutation; set true"),
     Restriction("data.use_multiple_dataloader", (False,), "data sets are joined; set false"),
     Restriction("data.custom_dataloader", (None,), _OTHER_ENGINE),
-    Restriction("checkpointing.enabled", (True,), _ALWAYS_SAVES),
-    Restriction(
-        "checkpointing.checkpoint_dir", ("checkpoints",), "checkpoints are in the run folder; use --run-dir"
-    ),
-    Restriction("checkpointing.keep_top_k", (None,), _ALWAYS_SAVES),
-    Restriction("checkpointing.save_optimizer", (True,), _ALWAYS_SAVES),
     Restriction(
         "checkpointing.checkpoint_must_save_by", (None,), "send SIGTERM or SIGUSR1: the run saves and ends"
     ),

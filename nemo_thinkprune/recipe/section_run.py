@@ -128,11 +128,11 @@ class Checkpointing(Section):
     checkpoint_dir: str = "checkpoints"
     """Folder; a relative one is inside the run folder."""
     metric_name: str | None = "val:accuracy"
-    """NeMo-RL: by which keep_top_k ranks."""
+    """By what keep_top_k ranks: val: or train: and a metric; null: the newest."""
     higher_is_better: bool = True
-    """NeMo-RL: direction of that rank."""
+    """Direction of that rank."""
     keep_top_k: PositiveInt | None = None
-    """Keep only the best so many; null: all, which the selection between rounds needs."""
+    """Keep only the best so many, and the newest; null: all, which the selection between rounds needs."""
     save_period: PositiveInt = 20
     """Save every so many steps, and after the last."""
     checkpoint_must_save_by: str | None = None

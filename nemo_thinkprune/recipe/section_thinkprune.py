@@ -19,10 +19,10 @@ from nemo_thinkprune.recipe.base import (
 class LengthReward(Section):
     """A reward that depends on length beside the truncation rule."""
 
-    name: Literal["none"] = "none"
-    """Which; none: ThinkPrune, where only the limit shortens thoughts."""
+    name: Literal["none", "arora_zanette", "l1_exact", "l1_max", "dapo_overlong"] = "none"
+    """Which; none: ThinkPrune, where only the limit shortens thoughts.  Formulas: docs/rewards.md."""
     params: dict[str, Any] = Field(default_factory=dict)
-    """Its parameters."""
+    """Its parameters, by name."""
 
 
 class Selection(Section):

@@ -185,6 +185,8 @@ def test_data_environment_and_followers_on_the_local_engine(override, says):
 def test_notes_on_what_may_not_be_meant():
     assert "nothing is validated" in check_recipe(recipe("data.validation=null"))[0]
     assert "cannot be selected" in check_recipe(recipe("grpo.val_period=30"))[0]
+    assert "starts over" in check_recipe(recipe("checkpointing.enabled=false"))[0]
+    assert "fresh optimizer" in check_recipe(recipe("checkpointing.save_optimizer=false"))[0]
     assert "only the first and last step" in check_recipe(recipe("grpo.val_period=0"))[0]
     assert (
         "`thinkprune prune` starts at 4000"
