@@ -16,7 +16,7 @@ from nemo_thinkprune.training.metrics import step_row
 from nemo_thinkprune.training.objective import Objective, optimise
 from nemo_thinkprune.training.problems import training_prompts, validation_prompts
 from nemo_thinkprune.training.run_folder import RunFolder
-from nemo_thinkprune.training.samples import Prompt, Sample, collect
+from nemo_thinkprune.training.samples import Prompt, Sample, collect, shaped
 from nemo_thinkprune.training.schedule import learning_rate
 from nemo_thinkprune.training.session import Clock, Session
 from nemo_thinkprune.training.validate import validate
@@ -100,6 +100,7 @@ def train_step(
             step=step,
             clock=clock,
         )
+        samples = shaped(samples, objective.reward, group_size=group)
         advantages = objective.advantages(samples)
         lrs = learning_rates(recipe, step, updates=-(-len(samples) // objective.update_size))
         session.beat("update", step)

@@ -13,6 +13,7 @@ from nemo_thinkprune.algorithms.losses import LossConfig, PackedTokens, StepTota
 from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
 from nemo_thinkprune.policy.policy import LossFn, Policy, UpdateResult
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.rewards.length_rewards import LengthReward, length_reward
 from nemo_thinkprune.training.samples import Sample
 from nemo_thinkprune.training.session import Clock
 
@@ -21,6 +22,7 @@ from nemo_thinkprune.training.session import Clock
 class Objective:
     """What is optimised, in the terms of `algorithms`."""
 
+    reward: LengthReward
     advantage: AdvantageConfig
     loss: LossConfig
     group_size: int
@@ -28,10 +30,12 @@ class Objective:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Objective:
-        """Read `grpo`, `loss_fn` and the batch sizes."""
+        """Read `thinkprune.length_reward`, `grpo`, `loss_fn` and the batch sizes."""
         grpo, estimator = recipe.grpo, recipe.grpo.adv_estimator
         names = {f.name for f in fields(LossConfig)} & set(type(recipe.loss_fn).model_fields)
+        length = recipe.thinkprune.length_reward
         return cls(
+            reward=length_reward(length.name, length.params),
             advantage=AdvantageConfig(
                 name=estimator.name,
                 normalize_rewards=estimator.normalize_rewards,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_thinkprune.data.problems import Problem
 from nemo_thinkprune.policy.parallel import broadcast_from_main, gather_over_data_parallel
-from nemo_thinkprune.rewards.types import Item, Verdict
+from nemo_thinkprune.rewards.length_rewards import LengthReward, group_rewards
+from nemo_thinkprune.rewards.types import Item, Reason, Verdict
 from nemo_thinkprune.rollout.types import Request, Rollout, Sampling
 from nemo_thinkprune.training.session import Clock, Session
 
@@ -81,6 +82,23 @@ def collect(
     with clock.phase("score_s"):
         session.beat("score", step)
         return _scored(session, [p.problem for p in prompts for _ in range(samples)], rollouts)
+
+
+def shaped(samples: Sequence[Sample], reward: LengthReward, *, group_size: int) -> list[Sample]:
+    """The samples with their rewards by a length reward; `group_size` successive samples answer one prompt."""
+    result: list[Sample] = []
+    for start in range(0, len(samples), group_size):
+        group = samples[start : start + group_size]
+        rewards = group_rewards(
+            reward,
+            correct=[s.verdict.reason is Reason.CORRECT for s in group],
+            lengths=[len(s.rollout.response_ids) for s in group],
+            finished=[s.rollout.finished for s in group],
+        )
+        result += [
+            replace(s, verdict=replace(s.verdict, reward=r)) for s, r in zip(group, rewards, strict=True)
+        ]
+    return result
 
 
 def _scored(session: Session, problems: list[Problem], rollouts: list[Rollout]) -> list[Sample]:

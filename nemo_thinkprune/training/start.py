@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.rewards.length_rewards import length_reward
 from nemo_thinkprune.training.job import Job
 
 HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"]
@@ -56,6 +57,7 @@ def train_job(
     recipe: Recipe, run_dir: Path, *, model: str, limit: int, init_weights: Path | None = None
 ) -> Job:
     """The job of one round: from `model` (or the weights given) with responses of at most `limit` tokens."""
+    length_reward(recipe.thinkprune.length_reward.name, recipe.thinkprune.length_reward.params)
     folder, weights = starting_point(model)
     return Job(
         kind="train",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tiny_runs import make_root
 
 from nemo_thinkprune.recipe.load import recipe_from_dict, with_values
 from nemo_thinkprune.recipe.schema import Recipe
@@ -21,6 +22,12 @@ def tiny_recipe() -> Recipe:
             "thinkprune": {"limits": [8]},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A recipe of three steps with its task and a tiny model that was warmed up on it for seconds."""
+    return make_root(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

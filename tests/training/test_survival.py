@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from support.killing import ENTRY
-from support.tiny_runs import make_root, records, train_job
+from support.tiny_runs import records, train_job
 
 from nemo_thinkprune.training.supervisor import JobFailed, JobStopped, run_job
 
@@ -23,8 +23,8 @@ PHASES = ["generate", "score", "update", "save", "rename"]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return make_root(tmp_path_factory.mktemp("tiny"))
+def recipe(tiny_run: Any) -> Any:
+    return tiny_run
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
