@@ -168,41 +168,14 @@ def _read_number(text: object, *_: object, **__: object) -> sympy.Rational:
 
 
 _REFUSED = frozenset(
-    [
-        "os.system",
-        "os.exec",
-        "os.fork",
-        "os.forkpty",
-        "os.posix_spawn",
-        "os.spawn",
-        "subprocess.Popen",
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.mkdir",
-        "os.link",
-        "os.symlink",
-        "os.truncate",
-        "os.chmod",
-        "os.chown",
-        "os.kill",
-        "shutil.rmtree",
-        "shutil.copyfile",
-        "shutil.move",
-        "socket.__new__",
-        "socket.connect",
-        "socket.bind",
-        "ctypes.dlopen",
-        "ctypes.dlsym",
-        "urllib.Request",
-        "pty.spawn",
-        "code.__new__",
-        "pickle.find_class",
-        "builtins.input",
-    ]
-)
-
-
+    {
+        "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.remove", "os.rename",
+        "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill",
+        "subprocess.Popen", "shutil.rmtree", "shutil.copyfile", "shutil.move", "socket.__new__", "socket.connect",
+        "socket.bind", "ctypes.dlopen", "ctypes.dlsym", "urllib.Request", "pty.spawn", "code.__new__",
+        "pickle.find_class", "builtins.input",
+    }
+)  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
