@@ -86,50 +86,42 @@ def evaluate_model(
     top_k: int | None = None,
     limits: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Sample ``samples`` responses of up to ``limit`` tokens to each problem of ``data`` and measure them.
+    """Sample ``samples`` responses of up to ``limit`` tokens to each problem in ``data`` and measure them.
 
-    Writes ``out`` (.json), the summary (see evaluation.stats.summarise), and its rows beside it (.jsonl).
-
-    Args:
-        model: see find_model.
-        data: file or hub id of problems.
-        limit: response tokens.
-        samples: responses to each problem.
-        temperature: of sampling; 0 takes the most likely token.
-        top_p: nucleus.
-        recipe: prompt family, scoring, layout and batch sizes; its model is replaced by ``model``.
-        out: path of the summary, with or without its .json; the logs go into a folder of that name.
-        run: runs the job.
-        top_k: choose among so many tokens; None: all.
-        limits: also report accuracy as if responses were cut at these.
+    ``model`` is what find_model takes; ``recipe`` gives prompt family, scoring, layout and batch sizes;
+    ``limits`` are budgets in tokens at which accuracy is reported too; ``run`` runs the job. Writes ``out``
+    (with or without .json), the rows beside it (.jsonl) and logs into a folder of that name.
 
     Returns:
-        The summary.
+        The summary (see evaluation.stats.summarise).
 
     Raises:
         UserError: the model or the data cannot be used.
     """
-    found = find_model(model)
-    out = out if out.suffix == ".json" else out.with_name(f"{out.name}.json")
-    job = Job(
-        kind="eval",
-        run_dir=out.with_suffix(""),
-        recipe=with_values(
-            recipe, {"policy.model_name": found.folder, "policy.tokenizer.name": found.folder}
-        ),
-        model=found.folder,
-        init_weights=found.weights,
+    path = out if out.suffix == ".json" else out.with_name(f"{out.name}.json")
+    spec = EvalSpec(
+        data_path=data,
         limit=limit,
-        eval=EvalSpec(
-            data_path=data,
-            limit=limit,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            out=out,
-            limits=tuple(limits),
-        ),
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        out=path,
+        limits=tuple(limits),
     )
-    run(job)
-    return json.loads(out.read_text(encoding="utf-8"))
+    run(evaluation_job(find_model(model), spec, recipe))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def evaluation_job(model: Model, spec: EvalSpec, recipe: Recipe) -> Job:
+    """The job that evaluates ``model``; the recipe's own model is replaced."""
+    names = {"policy.model_name": model.folder, "policy.tokenizer.name": model.folder}
+    return Job(
+        kind="eval",
+        run_dir=spec.out.with_suffix(""),
+        recipe=with_values(recipe, names),
+        model=model.folder,
+        init_weights=model.weights,
+        limit=spec.limit,
+        eval=spec,
+    )

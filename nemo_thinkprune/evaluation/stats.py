@@ -187,13 +187,9 @@ def summarise(
         about: further entries copied to the front (model, data, limit, samples, temperature, top_p, ...).
 
     Returns:
-        ``about`` plus problems, rows, accuracy, accuracy_se, mean_tokens, mean_tokens_se, tokens_percentiles
-        {"5","25","50","75","95"}, mean_tokens_correct (None without a correct sample), share_cut, pass_at_k
-        {"1": ...}, majority_vote (None with a single sample per problem), accuracy_at {"128": ...},
-        accuracy_at_se, reasons {reason: count}.
-
-    Raises:
-        ValueError: no rows.
+        ``about`` plus the entries below; mean_tokens_correct is None without a correct sample, majority_vote
+        with a single sample of some problem. Keys of pass_at_k, accuracy_at and percentiles are strings.
+        Raises ValueError without rows.
     """
     acc, length = accuracy(rows), mean_tokens(rows)
     tokens = [float(row["response_tokens"]) for row in rows]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nemo_thinkprune.reporting import svg
 
-_LEFT, _RIGHT, _BOTTOM, _TOP = 52.0, 12.0, 40.0, 14.0
+_LEFT, _RIGHT, _BOTTOM, _TOP = 58.0, 12.0, 40.0, 14.0
 _MOST_POINTS = 400
 
 
@@ -147,7 +147,7 @@ def _frame(
 
 
 def _y_axis(axes: Axes, x: svg.Scale, y: svg.Scale) -> str:
-    values = svg.ticks(y.low, y.high, count=5)
+    values = svg.ticks(y.low, y.high, count=6)
     step = values[1] - values[0] if len(values) > 1 else None
     say: Callable[..., str] = svg.percent if axes.percent else svg.number
     parts = [

@@ -191,7 +191,7 @@ def training_figures(files: RunFiles) -> list[Figure]:
     control = files.control.steps if files.control else ()
     figures = []
     for title, key, label, is_percent, from_zero in _CURVES:
-        series = [_curve(joined, key, "pruned" if files.kind == "prune" else "", PRUNED, "")]
+        series = [_curve(joined, key, "pruned" if files.kind == "prune" else "mean", PRUNED, "")]
         if key == "response_tokens_mean":
             xs, ys = [x for x, _ in joined], [_metric(r, "response_tokens_p90") for _, r in joined]
             series.append(Series("90th percentile", xs, ys, 2, DASHES[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.reporting import figures, run_files, svg, table, thoughts
 from nemo_thinkprune.reporting.environment import environment
 from nemo_thinkprune.reporting.run_files import Json, RunFiles, dig
-from nemo_thinkprune.reporting.summary import build_summary
+from nemo_thinkprune.reporting.summary import summarise_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,26 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         UserError: ``run_dir`` is no folder, or holds nothing of a run.
     """
+    files = _read(run_dir)
+    path = run_dir / "report.html"
+    write_atomic(path, render(files, summarise_run(files)))
+    return path
+
+
+def write_results(run_dir: Path) -> Json:
+    """Write ``summary.json`` and ``report.html`` of a prune or train run; returns the summary.
+
+    Raises:
+        UserError: as write_report.
+    """
+    files = _read(run_dir)
+    summary = summarise_run(files)
+    write_atomic(run_dir / "report.html", render(files, summary))
+    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _read(run_dir: Path) -> RunFiles:
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the folder of a train or prune run")
     files = run_files.read_run(run_dir)
@@ -40,9 +61,7 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(
             f"{run_dir} holds no metrics.jsonl and no rounds: give the folder of a train or prune run"
         )
-    path = run_dir / "report.html"
-    write_atomic(path, render(files, build_summary(run_dir)))
-    return path
+    return files
 
 
 def render(files: RunFiles, summary: Json) -> str:
@@ -133,7 +152,7 @@ def tiles(summary: Json) -> list[Tile]:
             f"{table.tokens(start['mean_tokens'])} → {table.tokens(last['mean_tokens'])} tokens",
         ),
         Tile(
-            f"accuracy at {limit} tokens",
+            f"accuracy at {limit:,} tokens" if limit else "accuracy",
             f"{table.share(last['accuracy'])} %",
             f"{table.signed(last['accuracy_change'], last['accuracy_change_se'])} points, paired",
         ),
@@ -179,6 +198,8 @@ _FACTS = (
 def facts(files: RunFiles) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
     found = [(name, dig(files.config, *path)) for name, path in _FACTS]
+    inside = f"{files.root.resolve()}/"
+    found = [(name, v.removeprefix(inside) if isinstance(v, str) else v) for name, v in found]
     return [
         (name, " > ".join(map(str, v)) if isinstance(v, list) else str(v))
         for name, v in found
@@ -204,10 +225,12 @@ def _pairs(files: RunFiles) -> Sequence[thoughts.Pair]:
 
 def _decision(found: Json) -> Json:
     """The decision with None for whatever is not in the file."""
-    keys = ("step", "accuracy", "mean_tokens", "accuracy_at_limit", "share_cut", "relative_drop", "qualifies")
+    keys = ("step", "accuracy", "mean_tokens", "accuracy_at_limit", "share_cut", "qualifies")
 
     def row(entry: Json) -> Json:
-        return {key: entry.get(key) for key in keys}
+        drop = entry.get("relative_drop")
+        change = table.DASH if drop is None else f"{-100 * drop:+.1f}%".replace("-", "−")
+        return {**{key: entry.get(key) for key in keys}, "relative_change": change}
 
     return {
         **{key: found.get(key) for key in ("round", "limit", "reason", "selected_step")},

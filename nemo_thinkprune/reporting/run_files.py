@@ -206,7 +206,7 @@ def _text(path: Path) -> str:
 
 def _yaml(text: str) -> Json:
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError:
         return {}
     return value if isinstance(value, dict) else {}

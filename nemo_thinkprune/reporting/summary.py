@@ -22,7 +22,12 @@ _SETTINGS = ("model", "data", "limit", "samples", "temperature", "top_p", "probl
 
 
 def build_summary(run_dir: Path) -> Json:
-    """The summary of a run as far as it has come (schema below), read from its files alone.
+    """The summary of the run in a folder; see summarise_run."""
+    return summarise_run(run_files.read_run(run_dir))
+
+
+def summarise_run(files: RunFiles) -> Json:
+    """The summary of a run as far as it has come, from its files alone.
 
     Returns:
         ``{"schema": 1, "kind": "prune"|"train", "status": "finished"|"partial", "missing": [text, ...],
@@ -35,7 +40,6 @@ def build_summary(run_dir: Path) -> Json:
         Accuracies are shares of 1; lengths are response tokens, the end token included.
         A train run has ``"train": {...}`` with its first and last steps instead of the stages.
     """
-    files = run_files.read_run(run_dir)
     if files.kind == "train":
         return _train_summary(files)
     start = files.evaluations.get(run_files.START)

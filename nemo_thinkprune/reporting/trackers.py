@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,7 @@ class WandbTracker:
             dir=str(run_dir),
             mode=mode,
             config=to_dict(recipe),
-            settings=wandb.Settings(console="off", disable_git=True, save_code=False),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -91,6 +91,30 @@ def open_trackers(recipe: Recipe, run_dir: Path, *, name: str) -> Iterator[list[
     finally:
         for tracker in trackers:
             tracker.close()
+
+
+class StepEvent(Protocol):
+    """What a tracker needs of a supervisor's event."""
+
+    @property
+    def rank(self) -> int:
+        """Rank that sent it."""
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """A row of metrics.jsonl, if the event brings one."""
+
+
+@contextmanager
+def tracked_events(recipe: Recipe, run_dir: Path, *, name: str) -> Iterator[Callable[[StepEvent], None]]:
+    """A listener for a supervisor's events that mirrors each row of rank 0; raises as open_trackers."""
+    with open_trackers(recipe, run_dir, name=name) as trackers:
+
+        def listen(event: StepEvent) -> None:
+            if event.rank == 0 and event.row is not None and "step" in event.row:
+                log_row(trackers, event.row)
+
+        yield listen
 
 
 def log_row(trackers: list[Tracker], row: Mapping[str, Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.reporting import run_files
 from nemo_thinkprune.reporting.environment import environment
-from nemo_thinkprune.reporting.report import write_report
-from nemo_thinkprune.reporting.summary import build_summary
+from nemo_thinkprune.reporting.report import write_results
 from nemo_thinkprune.reporting.table import results_table
 from nemo_thinkprune.rounds.lane import Lane, LaneStopped
 from nemo_thinkprune.rounds.plan import (
@@ -66,6 +67,11 @@ def prune(
             checkpoint of a round was validated.
     """
     plan = make_plan(recipe, run_dir, start)
+    _run_all(plan, engine, say)
+    return finish(plan, say, before_table)
+
+
+def _run_all(plan: Plan, engine: Engine, say: Say) -> None:
     lane = None
     if engine.beside is not None:
         lane = Lane(partial(run_beside, plan, engine.beside), log=plan.root / "logs" / "beside.log")
@@ -82,7 +88,6 @@ def prune(
     finally:
         if lane is not None:
             lane.stop()
-    return finish(plan, say, before_table)
 
 
 def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None) -> Plan:
@@ -110,7 +115,7 @@ def _rounds(plan: Plan, engine: Engine, say: Say, lane: Lane | None) -> None:
         say(f"Round {number} (limit {limit}): {decision['reason']}")
         weights = decision["weights"]
         evaluate(plan, run_files.round_name(number, limit), plan.weights(weights), engine.run)
-        _write_results(plan)
+        write_results(plan.root)
         if lane is not None:
             lane.check()
 
@@ -136,11 +141,14 @@ def _decide(plan: Plan, number: int, *, start: str | None, say: Say) -> dict[str
 def _select(plan: Plan, number: int, checkpoints: dict[int, Path], start: str | None) -> Decision:
     folder, settings = plan.folder(number), plan.recipe.thinkprune.selection
     base_folder = plan.folder(1) if settings.baseline == "first_round" else folder
+    baseline = _baseline(base_folder)
+    if base_folder != folder:  # measured within another round's limit
+        baseline = replace(baseline, accuracy_at_limit=None)
     return select(
         [Measured.from_row(row) for row in run_files.read_train(folder).validation],
         number=number,
         limit=plan.limits[number - 1],
-        baseline=_baseline(base_folder),
+        baseline=baseline,
         baseline_from=base_folder.name,
         checkpoints={step: path.relative_to(plan.root).as_posix() for step, path in checkpoints.items()},
         start=start,
@@ -158,26 +166,25 @@ def _baseline(folder: Path) -> Measured:
     return Measured.from_row(rows[0])
 
 
-def _write_results(plan: Plan) -> dict[str, Any]:
-    summary = build_summary(plan.root)
-    write_atomic(plan.root / "summary.json", json.dumps(summary, indent=2) + "\n")
-    write_report(plan.root)
-    return summary
-
-
 def finish(plan: Plan, say: Say, before_table: str = "") -> dict[str, Any]:
     """Write summary and report, say the table, what was produced, and what to do next."""
-    summary = _write_results(plan)
+    summary = write_results(plan.root)
     say(before_table)
     say(results_table(summary))
     say("")
     last = run_files.read_json(plan.folder(len(plan.limits)) / "decision.json") or {}
     weights = plan.weights(last.get("weights"))
-    say(f"Report:   {plan.root / 'report.html'}")
-    say(f"Numbers:  {plan.root / 'summary.json'}")
+    say(f"Report:   {_shown(plan.root / 'report.html')}")
+    say(f"Numbers:  {_shown(plan.root / 'summary.json')}")
     if weights is not None:
-        step = weights.parents[2]
+        step = _shown(weights.parents[2])
         say(f"Model:    {step}")
-        data = plan.recipe.thinkprune.report_data or "FILE"
+        data = _shown(Path(plan.recipe.thinkprune.report_data or "FILE"))
         say(f"Next:     thinkprune eval {step} --data {data} --limit {plan.long_limit} -n 4")
     return summary
+
+
+def _shown(path: Path) -> str:
+    """The path as a user in the present folder would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

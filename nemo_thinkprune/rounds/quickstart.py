@@ -54,8 +54,8 @@ def quickstart(recipe: Recipe, run_dir: Path, *, engine: Engine, say: Say) -> di
 
 
 _RESULT = (
-    "Stage 4 of 4: the result, on problems that took no part in training or selection. The accuracy gain is\n"
-    "  mostly ordinary RL, as the control shows; compare the lengths."
+    "Stage 4 of 4: the result, on problems that took no part in training or selection. Compare the last round\n"
+    "  with the control: what the control gained or shortened, plain RL does; the rest is the limits' work.\n"
 )
 
 

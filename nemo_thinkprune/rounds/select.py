@@ -83,7 +83,11 @@ def relative_drop(accuracy: float, baseline: float) -> float:
 def candidates(
     rows: Iterable[Measured], *, baseline: Measured, checkpoints: Collection[int], max_relative_drop: float
 ) -> tuple[Candidate, ...]:
-    """The validated steps that have a checkpoint, by step, judged against the baseline; never step 0."""
+    """The validated steps that have a checkpoint, by step, judged against the baseline; never step 0.
+
+    Raises:
+        UserError: there is none.
+    """
     found = []
     for row in sorted(rows, key=lambda r: r.step):
         if row.step == 0 or row.step not in checkpoints:
@@ -91,6 +95,11 @@ def candidates(
         drop = relative_drop(row.accuracy, baseline.accuracy)
         found.append(
             Candidate(**asdict(row), relative_drop=drop, qualifies=drop <= max_relative_drop + _TOLERANCE)
+        )
+    if not found:
+        raise UserError(
+            "the round has no checkpoint that was also validated: make grpo.val_period and "
+            "checkpointing.save_period equal, or multiples of one another"
         )
     return tuple(found)
 
@@ -111,25 +120,14 @@ def select(
     ThinkPrune (arXiv 2504.01296), rule between rounds: accuracy on the selection set may fall by at most
     ``max_relative_drop`` of the baseline's. When no checkpoint qualifies the round's start is kept.
 
-    Args:
-        rows: validation rows of the round.
-        number: the round, from 1.
-        limit: its response limit in tokens.
-        baseline: what accuracy is compared with.
-        baseline_from: the run folder whose step 0 the baseline is.
-        checkpoints: weights (path relative to the prune run) of each step that has a complete checkpoint.
-        start: weights the round began with, likewise relative, None for those of the whole run.
-        max_relative_drop: 0.10 lets 0.50 become 0.45.
+    ``rows`` are the round's validation rows; ``checkpoints`` maps each step with a complete checkpoint to its
+    weights and ``start`` is what the round began with, both relative to the prune run (None: the run's own
+    start); ``baseline_from`` names the folder whose step 0 the baseline is.
 
     Raises:
         UserError: no step has both a validation row and a checkpoint.
     """
     judged = candidates(rows, baseline=baseline, checkpoints=checkpoints, max_relative_drop=max_relative_drop)
-    if not judged:
-        raise UserError(
-            f"round {number} (limit {limit}) has no checkpoint that was also validated: make grpo.val_period "
-            "and checkpointing.save_period equal, or multiples of one another"
-        )
     good = [c for c in judged if c.qualifies]
     best = min(good, key=lambda c: (c.mean_tokens, c.step), default=None)
     return Decision(

@@ -65,7 +65,7 @@ def test_a_line_passes_through_its_points_in_pixels():
     chart = line_chart([Series("", [0, 10], [0.0, 8.0])], axes)
     line = ET.fromstring(chart).find(f"{NS}polyline").get("points").split()
     (x1, y1), (x2, y2) = [tuple(map(float, p.split(","))) for p in line]
-    assert (x1, x2) == (52, axes.width - 12)
+    assert (x1, x2) == (58, axes.width - 12)
     assert y1 == axes.height - 40 and 14 < y2 < y1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.reporting import run_files, table
-from nemo_thinkprune.reporting.report import write_report
+from nemo_thinkprune.reporting.report import write_report, write_results
 from nemo_thinkprune.reporting.summary import build_summary
 
 
@@ -96,7 +96,8 @@ def test_report_has_every_part(finished):
         sum(tag == "svg" for tag, _ in page.tags) == 14
     )  # a wide chart is there twice, for wide and narrow screens
     assert "a limit of 64 cuts here" in page.text
-    assert "2 of 2 checkpoints kept accuracy" in page.text
+    assert "2 of 2 checkpoints kept accuracy" in page.text and "+1.6%" in page.text
+    assert "Warm-up: loss" in page.text
     assert "128 > 96 > 64" in page.text and "2.13.0" in page.text
     assert "the gap between the two is the limits' part" in page.text
 
@@ -200,3 +201,11 @@ def test_evaluation_table_reads_line_by_line(finished):
     measured = json.loads((finished / "eval" / "start.json").read_text())
     text = table.evaluation_table(measured)
     assert "accuracy within 64 tokens %" in text and "pass@4 %" in text and "60 × 4" in text
+
+
+def test_results_are_written_together(tmp_path):
+    fake_run.write_train(tmp_path, steps=2)
+    summary = write_results(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert build_summary(tmp_path) == summary  # the file itself changes nothing
+    assert (tmp_path / "report.html").exists()

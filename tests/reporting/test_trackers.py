@@ -6,7 +6,7 @@ import pytest
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import recipe_from_dict
-from nemo_thinkprune.reporting.trackers import flatten, log_row, open_trackers
+from nemo_thinkprune.reporting.trackers import flatten, log_row, open_trackers, tracked_events
 
 ROW = {
     "step": 3,
@@ -126,3 +126,15 @@ def test_tensorboard_gets_each_value_in_the_run_folder(tmp_path, monkeypatch):
     with open_trackers(recipe(tensorboard_enabled=True), tmp_path, name="r") as trackers:
         log_row(trackers, {"step": 2, "kl": 0.5})
     assert written == [(str(tmp_path / "tensorboard"), "train/kl", 0.5, 2), "closed"]
+
+
+def test_events_of_rank_zero_with_a_row_are_mirrored(tmp_path, wandb):
+    event = types.SimpleNamespace
+    with tracked_events(recipe(wandb_enabled=True), tmp_path, name="r") as listen:
+        for found in (
+            event(rank=0, row=None),
+            event(rank=1, row=ROW),
+            event(rank=0, row={"step": 4, "kl": 1.0}),
+        ):
+            listen(found)
+    assert wandb.run.logged == [(4, {"train/kl": 1.0})]

@@ -134,12 +134,13 @@ def test_a_round_that_keeps_its_start_hands_it_on(root):
 def test_the_baseline_is_the_first_round_or_the_rounds_own_start(root):
     go(root, selection={"baseline": "round_start"})
     record = json.loads((root / "round_3_L64" / "decision.json").read_text())
-    assert record["baseline_from"] == "round_3_L64"
+    assert record["baseline_from"] == "round_3_L64" and record["baseline"]["accuracy_at_limit"] == 0.8
     shutil.rmtree(root)
     root.mkdir()
     go(root, selection={"baseline": "first_round"})
     record = json.loads((root / "round_3_L64" / "decision.json").read_text())
     assert record["baseline_from"] == "round_1_L128"
+    assert record["baseline"]["accuracy_at_limit"] is None  # it was measured within another limit
 
 
 def test_the_control_runs_in_a_process_of_its_own(root):
