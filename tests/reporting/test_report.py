@@ -209,3 +209,13 @@ def test_results_are_written_together(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert build_summary(tmp_path) == summary  # the file itself changes nothing
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_train_run_that_saw_no_prompt_twice_shows_each_with_its_own(tmp_path):
+    fake_run.write_train(tmp_path, steps=2)
+    rows = fake_run.sample_rows(checks=0.3, skill=0.9, limit=128, problems=4)
+    fake_run.write_jsonl(tmp_path / "rollouts" / "step_1.jsonl", rows[:8])
+    fake_run.write_jsonl(tmp_path / "rollouts" / "step_2.jsonl", rows[8:])
+    page = report(tmp_path)
+    assert "different prompts" in page.text and "Chosen by rule" not in page.text
+    assert all(rows[i]["prompt"] in page.text for i in (0, 8))
