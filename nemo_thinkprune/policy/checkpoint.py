@@ -11,12 +11,15 @@ from unittest.mock import patch
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoints_tools.safe_pickle import check_torch_dist
 from nemo_thinkprune.policy.policy import Policy
+from nemo_thinkprune.recipe.errors import UserError
 
 # What Megatron-Bridge writes too: layers stacked on a leading axis, optimizer shards that any DP size can read.
 CONTENT_METADATA = {
@@ -30,24 +33,30 @@ def save_torch_dist(policy: Policy, folder: Path, *, iteration: int, with_optimi
     """Write the policy (and its optimizer) into `folder`; collective, called by every rank.
 
     `folder` must exist and be empty; `metadata.json` is written last, by rank 0.
+
+    Raises:
+        UserError: The shards cannot be written, for want of room for example.
     """
     state = _sharded_state(policy, with_optimizer=with_optimizer, is_loading=False)
     state |= {"iteration": iteration, "checkpoint_version": 3.0}
-    dist_checkpointing.save(state, str(folder), content_metadata=CONTENT_METADATA)
+    with _torch_errors(f"the weights cannot be written to {folder}; make room there and run the command again"):
+        dist_checkpointing.save(state, str(folder), content_metadata=CONTENT_METADATA)
 
 
 def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> int:
     """Read a torch_dist folder into the policy, whatever layout wrote it; returns the saved iteration.
 
     Raises:
-        CheckpointError: A pickle in the folder asks for anything but tensors' own types, or a key is missing.
+        CheckpointError: A pickle in the folder asks for anything but tensors' own types.
+        UserError: A tensor is missing, has another shape, or cannot be read.
     """
     check_torch_dist(folder)
     if with_optimizer:
         assert policy.optimizer is not None
         _allocate_moments(policy.optimizer)
     state = _sharded_state(policy, with_optimizer=with_optimizer, is_loading=True)
-    loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
+    with _torch_errors(f"the weights in {folder} cannot be read"):
+        loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
     policy.network.load_state_dict(loaded["model"])
     if with_optimizer and policy.optimizer is not None:
         with _torch_adam_keeps_its_step():
@@ -68,6 +77,18 @@ def _sharded_state(policy: Policy, *, with_optimizer: bool, is_loading: bool) ->
             model, is_loading=is_loading, metadata=metadata
         )
     return state
+
+
+@contextmanager
+def _torch_errors(what: str) -> Iterator[None]:
+    # torch reports a full disk or a bad file as a CheckpointException, which no `except Exception` sees.
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise UserError(f"{what} ({str(cause).splitlines()[0]})") from error
+    except CheckpointingException as error:
+        raise UserError(f"{what} ({str(error).splitlines()[0]})") from error
 
 
 @contextmanager

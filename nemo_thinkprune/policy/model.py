@@ -43,6 +43,7 @@ class ModelOptions:
     recompute_modules: tuple[str, ...] = ("core_attn",)
     layers_in_first_stage: int | None = None
     layers_in_last_stage: int | None = None
+    grad_reduce_in_fp32: bool = True
 
 
 class PolicyModel(GPTModel):

@@ -68,7 +68,8 @@ class Policy:
         batch: BatchOptions,
         optimizer: OptimizerConfig | None,
     ) -> None:
-        self.model, self.layout, self.device, self.batch = model, layout, device, batch
+        self.model, self.layout, self.device = model, layout, device
+        self.options, self.batch = options, batch
         self.network: PolicyModel = build_model(model, options, layout=layout, device=device)
         self.wrapped: DistributedDataParallel | PolicyModel = self.network
         self.optimizer: MegatronOptimizer | None = None
@@ -85,7 +86,7 @@ class Policy:
         if self._optimizer_config is None:
             return
         config = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=self.options.grad_reduce_in_fp32,
             use_distributed_optimizer=self._optimizer_config.use_distributed_optimizer,
         )
         self.wrapped = DistributedDataParallel(

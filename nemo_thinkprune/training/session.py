@@ -163,6 +163,7 @@ def _build_policy(
             recompute_modules=tuple(megatron.recompute_modules or ("core_attn",)),
             layers_in_first_stage=megatron.num_layers_in_first_pipeline_stage,
             layers_in_last_stage=megatron.num_layers_in_last_pipeline_stage,
+            grad_reduce_in_fp32=megatron.distributed_data_parallel_config.grad_reduce_in_fp32,
         ),
         batch=BatchOptions(
             max_tokens=packing.train_mb_tokens if packing.enabled else None,
