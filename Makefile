@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .DEFAULT_GOAL := quickstart
 
 quickstart: $(VENV)/.installed
-	$(BIN)/thinkprune quickstart $(RECIPE) --run-dir $(RUN_DIR)
+	$(BIN)/thinkprune quickstart --recipe $(RECIPE) --run-dir $(RUN_DIR)
 
 test: lint
 	$(BIN)/pytest -n 2

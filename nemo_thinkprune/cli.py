@@ -6,7 +6,6 @@ saved (EX_TEMPFAIL, the code that schedulers requeue on), 130 interrupted.
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,7 +102,7 @@ def train(
     """Train one round; continues a run that was stopped."""
     from nemo_thinkprune.rounds import commands
 
-    typer.echo(commands.train(recipe, overrides or [], run_dir))
+    commands.train(recipe, overrides or [], run_dir, say=typer.echo)
 
 
 @app.command()
@@ -128,17 +127,20 @@ def evaluate(
     ] = 0.6,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus.")] = 0.95,
     top_k: Annotated[int | None, typer.Option(min=1, help="Most likely tokens to choose from.")] = None,
+    within: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also accuracy within so many tokens; may be repeated.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe for prompts and layout.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File of the summary (.json).")] = None,
 ) -> None:
     """Measure accuracy and length of any model folder or checkpoint."""
     from nemo_thinkprune.rounds import commands
 
-    summary = commands.evaluate(
+    table = commands.evaluate(
         model, overrides or [], data=data, limit=limit, samples=samples, temperature=temperature, top_p=top_p,
-        top_k=top_k, recipe=recipe, out=out,
+        top_k=top_k, within=within or [], recipe=recipe, out=out,
     )  # fmt: skip
-    typer.echo(json.dumps(summary, indent=2))
+    typer.echo(table)
 
 
 @app.command()

@@ -103,7 +103,7 @@ def calls(monkeypatch):
 
     for name in ("train", "prune", "warmup", "quickstart"):
         record(name)
-    record("evaluate", {"accuracy": 0.5})
+    record("evaluate", "accuracy 0.5")
     return made
 
 
@@ -118,7 +118,7 @@ def calls(monkeypatch):
 )
 def test_options_and_overrides_do_not_swallow_each_other(invoke, calls, arguments):
     assert invoke(*arguments).exit_code == 0
-    assert calls == [("train", ("r", ["a.b=1", "c=[1, 2]"], Path("out")), {})]
+    assert [(name, args) for name, args, _ in calls] == [("train", ("r", ["a.b=1", "c=[1, 2]"], Path("out")))]
 
 
 def test_prune_warmup_and_quickstart_pass_their_arguments_on(invoke, calls):
@@ -131,14 +131,16 @@ def test_prune_warmup_and_quickstart_pass_their_arguments_on(invoke, calls):
     ]
 
 
-def test_eval_passes_its_options_on_and_prints_the_summary(invoke, calls):
-    result = invoke("eval", "m", "a=1", "--data", "d", "--limit", "9", "-n", "4", "--temperature", "0")
+def test_eval_passes_its_options_on_and_prints_the_table(invoke, calls):
+    result = invoke(
+        "eval", "m", "a=1", "--data", "d", "--limit", "9", "-n", "4", "--temperature", "0", "--within", "5"
+    )
     assert result.exit_code == 0
-    assert '"accuracy": 0.5' in result.output
+    assert "accuracy 0.5" in result.output
     assert calls == [
         ("evaluate", ("m", ["a=1"]),
-         {"data": "d", "limit": 9, "samples": 4, "temperature": 0.0, "top_p": 0.95, "top_k": None, "recipe": None,
-          "out": None}),
+         {"data": "d", "limit": 9, "samples": 4, "temperature": 0.0, "top_p": 0.95, "top_k": None, "within": [5],
+          "recipe": None, "out": None}),
     ]  # fmt: skip
 
 

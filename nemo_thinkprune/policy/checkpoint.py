@@ -39,7 +39,9 @@ def save_torch_dist(policy: Policy, folder: Path, *, iteration: int, with_optimi
     """
     state = _sharded_state(policy, with_optimizer=with_optimizer, is_loading=False)
     state |= {"iteration": iteration, "checkpoint_version": 3.0}
-    with _torch_errors(f"the weights cannot be written to {folder}; make room there and run the command again"):
+    with _torch_errors(
+        f"the weights cannot be written to {folder}; make room there and run the command again"
+    ):
         dist_checkpointing.save(state, str(folder), content_metadata=CONTENT_METADATA)
 
 

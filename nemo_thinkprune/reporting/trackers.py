@@ -104,6 +104,10 @@ class StepEvent(Protocol):
     def row(self) -> dict[str, Any] | None:
         """A row of metrics.jsonl, if the event brings one."""
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Whatever else it brings; `validation` is mirrored with the row."""
+
 
 @contextmanager
 def tracked_events(recipe: Recipe, run_dir: Path, *, name: str) -> Iterator[Callable[[StepEvent], None]]:
@@ -112,7 +116,8 @@ def tracked_events(recipe: Recipe, run_dir: Path, *, name: str) -> Iterator[Call
 
         def listen(event: StepEvent) -> None:
             if event.rank == 0 and event.row is not None and "step" in event.row:
-                log_row(trackers, event.row)
+                validation = event.extra.get("validation")
+                log_row(trackers, {**event.row, "validation": validation} if validation else event.row)
 
         yield listen
 

@@ -35,15 +35,25 @@ def check(recipe: str, overrides: Sequence[str], *, engine: str) -> str:
     return describe_check(load_recipe(recipe, overrides), engine=engine)
 
 
-def train(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
-    """Train one round; return the run folder.
+def train(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> None:
+    """Train one round, write its summary and report, and say what was produced.
 
     Raises:
         UserError: a recipe, data or model that cannot be used.
     """
+    from nemo_thinkprune.reporting.report import write_results
+    from nemo_thinkprune.training.start import last_step
     from nemo_thinkprune.training.start import train as run
 
-    return run(load_recipe(recipe, overrides), run_dir or default_run_dir(recipe))
+    loaded = load_recipe(recipe, overrides)
+    folder = run(loaded, run_dir or default_run_dir(recipe))
+    write_results(folder)
+    say(f"Report:   {folder / 'report.html'}")
+    say(f"Numbers:  {folder / 'summary.json'}")
+    checkpoint = last_step(folder, loaded.checkpointing.checkpoint_dir)
+    if checkpoint is not None:
+        say(f"Model:    {checkpoint}")
+        say(f"Next:     thinkprune eval {checkpoint} --data FILE --limit LIMIT -n 4")
 
 
 def warmup(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
@@ -100,10 +110,13 @@ def evaluate(
     temperature: float,
     top_p: float,
     top_k: int | None,
+    within: Sequence[int],
     recipe: str | None,
     out: Path | None,
-) -> dict[str, Any]:
-    """Measure a model on a set of problems; return the summary that was written to `out`.
+) -> str:
+    """Measure a model on a set of problems; return the table of what was written to `out`.
+
+    Accuracy is also given as if responses had been cut at each limit of `within`.
 
     Prompts and layout come from `recipe`; without one from the recipe that a checkpoint was trained with, and
     for any other model from the defaults.
@@ -112,10 +125,12 @@ def evaluate(
         UserError: a model or data that cannot be used.
     """
     from nemo_thinkprune.evaluation.run import evaluate_model
+    from nemo_thinkprune.reporting.table import evaluation_table
     from nemo_thinkprune.training.console import run_with_progress
 
     stem = f"{Path(model).resolve().name}_{Path(data).stem}_{limit}.json"
-    return evaluate_model(
+    out = out or Path("eval") / stem
+    summary = evaluate_model(
         model,
         data=data,
         limit=limit,
@@ -124,9 +139,11 @@ def evaluate(
         top_p=top_p,
         top_k=top_k,
         recipe=_evaluation_recipe(model, data, recipe, overrides),
-        out=out or Path("eval") / stem,
+        limits=within,
+        out=out,
         run=run_with_progress,
     )
+    return f"{evaluation_table(summary)}\n\nNumbers:   {out}\nResponses: {out.with_suffix('.jsonl')}"
 
 
 def score(

@@ -12,6 +12,7 @@ from typing import IO, Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from nemo_thinkprune.reporting.trackers import tracked_events
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.supervisor import Event, run_job
 
@@ -130,9 +131,17 @@ def display(title: str, *, stream: TextIO | None = None) -> Iterator[Display]:
 
 
 def run_with_progress(job: Job) -> None:
-    """Run a job (see `supervisor.run_job`) and show it on standard output."""
-    with display(job_title(job)) as shown:
-        run_job(job, on_event=shown.on_event)
+    """Run a job (see `supervisor.run_job`), show it on standard output and mirror it to the recipe's trackers."""
+    with (
+        display(job_title(job)) as shown,
+        tracked_events(job.recipe, job.run_dir, name=job.run_dir.name) as mirror,
+    ):
+
+        def on_event(event: Event) -> None:
+            shown.on_event(event)
+            mirror(event)
+
+        run_job(job, on_event=on_event)
 
 
 def job_title(job: Job) -> str:

@@ -21,8 +21,8 @@ _VERSION = 1
 class EvalSpec:
     """What an eval job samples: `samples` responses of at most `limit` tokens to each problem of `data_path`.
 
-    `out` is a path without suffix; `limits` are budgets in tokens at which accuracy is reported too, as if
-    the responses had been cut there.
+    `out` is the summary's path, ending in .json; the rows stand beside it as .jsonl.  `limits` are budgets in
+    tokens at which accuracy is reported too, as if the responses had been cut there.
     """
 
     data_path: str

@@ -35,7 +35,9 @@ def test_a_command_in_a_pickle_is_refused_and_not_run(protocol: int, tmp_path: P
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins\neval", "builtins\ngetattr", "torch\nload", "torch.serialization\nload"])
+@pytest.mark.parametrize(
+    "name", ["builtins\neval", "builtins\ngetattr", "torch\nload", "torch.serialization\nload"]
+)
 def test_dangerous_names_are_refused(name: str) -> None:
     with pytest.raises(CheckpointError):
         check_pickle(f"c{name}\n(S'x'\ntR.".encode(), name="common.pt")
@@ -48,7 +50,9 @@ def test_real_metadata_passes() -> None:
 
 def test_real_common_state_passes_and_a_planted_one_does_not(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata={})))
-    torch.save({"iteration": 3, "tensor": torch.ones(2), "half": torch.ones(2).bfloat16()}, tmp_path / "common.pt")
+    torch.save(
+        {"iteration": 3, "tensor": torch.ones(2), "half": torch.ones(2).bfloat16()}, tmp_path / "common.pt"
+    )
     check_torch_dist(tmp_path)
     trace = tmp_path / "trace"
     with zipfile.ZipFile(tmp_path / "common.pt", "w") as archive:

@@ -132,9 +132,13 @@ def test_events_of_rank_zero_with_a_row_are_mirrored(tmp_path, wandb):
     event = types.SimpleNamespace
     with tracked_events(recipe(wandb_enabled=True), tmp_path, name="r") as listen:
         for found in (
-            event(rank=0, row=None),
-            event(rank=1, row=ROW),
-            event(rank=0, row={"step": 4, "kl": 1.0}),
+            event(rank=0, row=None, extra={}),
+            event(rank=1, row=ROW, extra={}),
+            event(rank=0, row={"step": 4, "kl": 1.0}, extra={"validation": None}),
+            event(rank=0, row={"step": 5, "kl": 2.0}, extra={"validation": {"accuracy": 0.5}}),
         ):
             listen(found)
-    assert wandb.run.logged == [(4, {"train/kl": 1.0})]
+    assert wandb.run.logged == [
+        (4, {"train/kl": 1.0}),
+        (5, {"train/kl": 2.0, "validation/accuracy": 0.5}),
+    ]

@@ -1,12 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from nemo_thinkprune.evaluation import run as evaluation
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import dump_yaml, load_recipe
+from nemo_thinkprune.reporting import report
 from nemo_thinkprune.rounds import commands, prune
 from nemo_thinkprune.training import start
+
+MEASURED = {"accuracy": 0.5, "mean_tokens": 41.5}
 
 
 @pytest.fixture
@@ -14,7 +18,7 @@ def evaluated(monkeypatch):
     """The arguments of the evaluation that a command asks for."""
     seen = {}
     monkeypatch.setattr(
-        evaluation, "evaluate_model", lambda model, **keys: seen.update(keys, model=model) or {}
+        evaluation, "evaluate_model", lambda model, **keys: seen.update(keys, model=model) or MEASURED
     )
     return seen
 
@@ -22,12 +26,14 @@ def evaluated(monkeypatch):
 def evaluate(model, *overrides, recipe=None, out=None):
     return commands.evaluate(
         str(model), overrides, data="d/aime.jsonl", limit=50, samples=2, temperature=0.6, top_p=1.0, top_k=None,
-        recipe=recipe, out=out,
+        within=[20], recipe=recipe, out=out,
     )  # fmt: skip
 
 
 def test_an_evaluation_of_any_model_takes_the_defaults_and_overrides(evaluated):
-    evaluate("org/name", "thinkprune.prompt_family=qwen")
+    table = evaluate("org/name", "thinkprune.prompt_family=qwen")
+    assert "50.0" in table and "41.5" in table and "eval/name_aime_50.jsonl" in table
+    assert evaluated["limits"] == [20]
     assert evaluated["model"] == "org/name"
     assert evaluated["recipe"].thinkprune.prompt_family == "qwen"
     assert str(evaluated["out"]) == "eval/name_aime_50.json"
@@ -67,15 +73,26 @@ def test_prune_gives_the_rounds_a_local_model_and_the_weights_to_start_from(monk
 
 
 def test_training_and_warmup_get_the_recipe_and_the_run_folder(monkeypatch, tmp_path):
-    seen = []
+    seen, said, written = [], [], []
     for name in ("train", "warmup"):
-        monkeypatch.setattr(start, name, lambda recipe, run_dir: seen.append((recipe, run_dir)))
-    commands.train("thinkprune", ["grpo.seed=1"], None)
+        monkeypatch.setattr(start, name, lambda recipe, run_dir: seen.append((recipe, run_dir)) or run_dir)
+    monkeypatch.setattr(report, "write_results", written.append)
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints" / "step_20").mkdir(parents=True)
+    (run_dir / "checkpoints" / "step_3").mkdir()
+    commands.train("thinkprune", ["grpo.seed=1"], run_dir, say=said.append)
     commands.warmup("quickstart", [], tmp_path)
-    assert [(recipe.grpo.seed, str(folder)) for recipe, folder in seen] == [
-        (1, "runs/thinkprune"),
-        (0, str(tmp_path)),
-    ]
+    assert [(recipe.grpo.seed, folder) for recipe, folder in seen] == [(1, run_dir), (0, tmp_path)]
+    assert written == [run_dir]
+    assert f"thinkprune eval {run_dir}/checkpoints/step_20 " in said[-1]
+
+
+def test_the_run_folder_has_a_default(monkeypatch, tmp_path):
+    monkeypatch.setattr(start, "train", lambda recipe, run_dir: run_dir)
+    written = []
+    monkeypatch.setattr(report, "write_results", written.append)
+    commands.train("thinkprune", [], None, say=print)
+    assert written == [Path("runs/thinkprune")]
 
 
 @pytest.mark.parametrize("verb", [commands.prune, commands.quickstart])
