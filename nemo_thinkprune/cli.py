@@ -205,7 +205,7 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data"),
     source: Annotated[
         str | None,
-        typer.Option("--source", help="Training data: file, folder or hub id; default Eurus-2-RL."),
+        typer.Option("--from", help="Training data: file, folder or hub id; default Eurus-2-RL."),
     ] = None,
     family: Annotated[Family, typer.Option(help="Prompt family of the example.")] = Family.DEEPSEEK,
     evaluation: Annotated[

@@ -210,7 +210,7 @@ def test_data_prepare_prints_counts_and_checksums(invoke, tmp_path):
     source = tmp_path / "problems.jsonl"
     source.write_text('{"question": "1+1?", "answer": "2"}\n{"question": "2+2?", "answer": "4"}\n')
     out = tmp_path / "out"
-    result = invoke("data", "prepare", "--source", str(source), "--eval", str(source), "--out", str(out))
+    result = invoke("data", "prepare", "--from", str(source), "--eval", str(source), "--out", str(out))
     assert result.exit_code == 0, result.output
     assert f"{out}/train.jsonl  2 rows  sha256 " in result.output
     assert (out / "manifest.json").is_file()

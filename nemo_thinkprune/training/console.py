@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.supervisor import Event, run_job
 
 Format = Callable[[Any], str]
+
+QUICK_STEP_PERIOD_S = 1.0
 
 # (path in a row of metrics or validation, name on the screen, format); what a row does not have is left out.
 COLUMNS: tuple[tuple[tuple[str, ...], str, Format], ...] = (
@@ -77,19 +80,28 @@ class Display:
         self._screen = screen
         self._progress = progress
         self._task: TaskID | None = None
+        self._last_row = -math.inf
 
     def on_event(self, event: Event) -> None:
         """Show one event; only those of rank 0, as all ranks do the same."""
         if event.rank != 0:
             return
         self._move_bar(event)
-        if event.row is not None:
+        if event.row is not None and self._worth_a_line(event):
             self.line(f"{self._title}  {row_text(event.step, event.total, event.row)}")
         if measured := event.extra.get("validation"):
             self.line(f"{self._title}  validation at {row_text(event.step, None, measured)}")
         for key in ("note", "produced"):
             if text := event.extra.get(key):
                 self.line(f"{self._title}  {'' if key == 'note' else 'wrote '}{text}")
+
+    def _worth_a_line(self, event: Event) -> bool:
+        """Whether a step is shown: always the last one, of quick steps one in `QUICK_STEP_PERIOD_S` seconds."""
+        now = time.monotonic()
+        if event.step != event.total and now - self._last_row < QUICK_STEP_PERIOD_S:
+            return False
+        self._last_row = now
+        return True
 
     def line(self, text: str) -> None:
         """Print a line with the time before it."""

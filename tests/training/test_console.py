@@ -122,3 +122,14 @@ def test_a_job_is_shown_while_it_runs(
     monkeypatch.setattr("nemo_thinkprune.training.console.run_job", run)
     run_with_progress(make_job())
     assert capsys.readouterr().out.endswith(f"train L=8  {row_text(1, None, ROW)}\n")
+
+
+def test_of_quick_steps_not_every_one_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.4, 0.8, 1.2, 1.3])
+    monkeypatch.setattr("nemo_thinkprune.training.console.time.monotonic", lambda: next(clock))
+    screen = Sink(tty=False)
+    with display("warmup", stream=screen) as shown:
+        for step in range(1, 6):
+            shown.on_event(Event(rank=0, phase="warmup", step=step, total=5, row={"loss": 0.5}))
+    shown_steps = [int(found) for found in re.findall(r"step (\d)/5", screen.text)]
+    assert shown_steps == [1, 4, 5]  # the first, one a second, and the last
