@@ -125,8 +125,13 @@ def end_tokens(recipe: Recipe, model: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def optimizer_config(recipe: Recipe) -> OptimizerConfig:
-    """Megatron's optimizer from `policy.megatron_cfg.optimizer`."""
-    keys = recipe.policy.megatron_cfg.optimizer
+    """Megatron's optimizer from `policy.megatron_cfg.optimizer`.
+
+    A single data-parallel rank has nothing to share: there the distributed optimizer would only cost copies.
+    """
+    megatron = recipe.policy.megatron_cfg
+    keys = megatron.optimizer
+    model_parallel_size = megatron.tensor_model_parallel_size * megatron.pipeline_model_parallel_size
     precision = DTYPES[recipe.policy.precision]
     return OptimizerConfig(
         optimizer=keys.optimizer,
@@ -141,7 +146,7 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
         bf16=precision == torch.bfloat16,
         fp16=precision == torch.float16,
         params_dtype=precision,
-        use_distributed_optimizer=keys.use_distributed_optimizer,
+        use_distributed_optimizer=keys.use_distributed_optimizer and recipe.world_size > model_parallel_size,
     )
 
 
