@@ -11,12 +11,15 @@ from unittest.mock import patch
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
+from megatron.core.dist_checkpointing import ShardedObject
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safe_pickle import check_torch_dist
 from nemo_thinkprune.policy.policy import Policy
 from nemo_thinkprune.recipe.errors import UserError
@@ -56,10 +59,10 @@ def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> in
     if with_optimizer:
         assert policy.optimizer is not None
         _allocate_moments(policy.optimizer)
-    state = _sharded_state(policy, with_optimizer=with_optimizer, is_loading=True)
+    state = _without_pickles(_sharded_state(policy, with_optimizer=with_optimizer, is_loading=True))
     with _torch_errors(f"the weights in {folder} cannot be read"):
         loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)
-    policy.network.load_state_dict(loaded["model"])
+    policy.network.load_state_dict(loaded["model"], strict=False)  # `_extra_state` was not asked for
     if with_optimizer and policy.optimizer is not None:
         with _torch_adam_keeps_its_step():
             policy.optimizer.load_state_dict(loaded["optimizer"])
@@ -67,6 +70,16 @@ def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> in
     elif policy.optimizer is not None:
         policy.optimizer.reload_model_params()
     return int(loaded.get("iteration", 0))
+
+
+def _without_pickles(state: dict[str, Any]) -> dict[str, Any]:
+    """Ask for tensors only: an object in a `.distcp` file is a pickle that torch would run."""
+    if isinstance(state.get("model"), dict):
+        state["model"] = {k: v for k, v in state["model"].items() if not k.endswith("_extra_state")}
+    objects = [x.key for x in nested_values(state) if isinstance(x, ShardedObject)]
+    if objects:
+        raise CheckpointError(f"the checkpoint's {objects[0]} is no tensor: refused")
+    return state
 
 
 def _sharded_state(policy: Policy, *, with_optimizer: bool, is_loading: bool) -> dict[str, Any]:

@@ -37,6 +37,10 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError("thinkprune.runtime.device is cuda but no GPU is visible: set it to cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {local_rank} has no GPU, {torch.cuda.device_count()} are visible: lower cluster.gpus_per_node"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -84,6 +88,10 @@ def _cpu_redirections() -> Iterator[None]:
             (filesystem_async, "_get_write_results_queue", queue.Queue),
         ]
         for owner, name, replacement in redirect:
+            if not hasattr(owner, name):
+                raise UserError(
+                    f"megatron-core has no {name} any more, which the CPU needs redirected: install 0.16.1"
+                )
             value = staticmethod(replacement) if replacement is _write_in_process else replacement
             stack.enter_context(patch.object(owner, name, value))
         yield

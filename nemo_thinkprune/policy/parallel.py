@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from nemo_thinkprune.policy.device import collective_backend
 
@@ -55,8 +56,12 @@ def model_parallel(
     pp: int,
     device: torch.device,
     timeout_s: float = 600.0,
+    seed: int = 0,
 ) -> Iterator[Layout]:
-    """Join the world through the rendezvous file and set up Megatron's groups; torn down on exit."""
+    """Join the world through the rendezvous file and set up Megatron's groups; torn down at the end of the block.
+
+    After an exception nothing is torn down: peers inside a collective would block it, and the process is to end.
+    """
     dist.init_process_group(
         collective_backend(device),
         init_method=f"file://{rendezvous}",
@@ -64,21 +69,21 @@ def model_parallel(
         world_size=world,
         timeout=timedelta(seconds=timeout_s),
     )
-    try:
-        mpu.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
-        yield Layout(
-            rank=rank,
-            world=world,
-            tp=tp,
-            pp=pp,
-            dp=world // (tp * pp),
-            tp_rank=mpu.get_tensor_model_parallel_rank(),
-            pp_rank=mpu.get_pipeline_model_parallel_rank(),
-            dp_rank=mpu.get_data_parallel_rank(),
-        )
-    finally:
-        mpu.destroy_model_parallel()
-        dist.destroy_process_group()
+    mpu.initialize_model_parallel(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    if device.type == "cuda":  # Megatron forks this generator around sequence-parallel regions
+        model_parallel_cuda_manual_seed(seed)
+    yield Layout(
+        rank=rank,
+        world=world,
+        tp=tp,
+        pp=pp,
+        dp=world // (tp * pp),
+        tp_rank=mpu.get_tensor_model_parallel_rank(),
+        pp_rank=mpu.get_pipeline_model_parallel_rank(),
+        dp_rank=mpu.get_data_parallel_rank(),
+    )
+    mpu.destroy_model_parallel()
+    dist.destroy_process_group()
 
 
 def gather_over_data_parallel(layout: Layout, value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,11 +100,6 @@ class Policy:
         """Keep a copy of the present weights as the reference policy of the KL term."""
         self._reference = [p.detach().clone() for p in self.network.parameters()]
 
-    @property
-    def has_reference(self) -> bool:
-        """Whether `freeze_reference` was called."""
-        return self._reference is not None
-
     @contextmanager
     def reference_weights(self) -> Iterator[None]:
         """Run with the reference weights inside the block, then put the policy's own back."""
@@ -116,11 +112,6 @@ class Policy:
         finally:
             for parameter, data in zip(self.network.parameters(), own, strict=True):
                 parameter.data = data
-
-    def reference_state(self) -> list[Tensor]:
-        """The frozen reference weights, in parameter order."""
-        assert self._reference is not None
-        return self._reference
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[TokenSequence]) -> list[Tensor]:
@@ -140,16 +131,29 @@ class Policy:
 
         `loss_fn` returns each micro-batch's part of the loss, already divided by the normaliser of the whole
         step over all data-parallel ranks: parts and gradients are summed, never averaged.
+
+        Raises:
+            FloatingPointError: The gradient is not finite; nothing of this step must be saved.
         """
         assert self.optimizer is not None and isinstance(self.wrapped, DistributedDataParallel)
         self.wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         outputs = self._run(sequences, loss_fn=loss_fn)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_mult", 1.0)
+        self._schedule(lr)
         _, grad_norm, _ = self.optimizer.step()
+        if not math.isfinite(grad_norm or 0.0):
+            raise FloatingPointError(
+                f"the gradient norm is {grad_norm}: the update is not kept, see the step's rollouts"
+            )
         sums = self._sum_over_ranks([values for _, values in outputs])
         return UpdateResult(loss=sums.pop("loss", 0.0), grad_norm=float(grad_norm or 0.0), sums=sums)
+
+    def _schedule(self, lr: float) -> None:
+        """What Megatron's parameter scheduler does: norms and biases have a weight decay multiplier of 0."""
+        assert self.optimizer is not None and self._optimizer_config is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_mult", 1.0)
+            group["weight_decay"] = self._optimizer_config.weight_decay * group.get("wd_mult", 1.0)
 
     def _run(
         self, sequences: Sequence[TokenSequence], *, loss_fn: LossFn | None

@@ -42,11 +42,18 @@ _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @torch.no_grad()
-def load_hf(model_chunks: ModelChunks, config: ModelConfig, folder: str | Path) -> None:
+def load_hf(
+    model_chunks: ModelChunks,
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    pulse: Callable[[], None] = lambda: None,
+) -> None:
     """Fill every parameter of this rank's model from a folder of safetensors.
 
     Collective over the pipeline group. Values are cast to each parameter's dtype; padding rows of the
-    vocabulary become zero. Call it before an optimizer copies its main parameters.
+    vocabulary become zero. Call it before an optimizer copies its main parameters. `pulse` is called after each
+    parameter.
 
     Raises UserError when the folder or a tensor is missing, a tensor is unknown or has another shape, or the
     model does not have the parameters that `config` describes.
@@ -59,6 +66,7 @@ def load_hf(model_chunks: ModelChunks, config: ModelConfig, folder: str | Path) 
         reader = _Reader(stored, stack)
         for name, parameter in weights.local:
             _fill(parameter, name, weights.table, reader)
+            pulse()
 
 
 def iter_hf_tensors(model_chunks: ModelChunks, config: ModelConfig) -> Iterator[tuple[str, Tensor | None]]:

@@ -55,10 +55,14 @@ class MegatronEngine:
         training = network.training
         network.eval()
         rollouts: list[Rollout] = []
-        with without_sequence_parallel(network):
-            for batch in _batches(requests, self.max_rows):
-                rollouts += self._generate_batch(requests, batch, limit=limit, sampling=sampling, beat=beat)
-        network.train(training)
+        try:
+            with without_sequence_parallel(network):
+                for batch in _batches(requests, self.max_rows):
+                    rollouts += self._generate_batch(
+                        requests, batch, limit=limit, sampling=sampling, beat=beat
+                    )
+        finally:
+            network.train(training)
         return rollouts
 
     def _generate_batch(

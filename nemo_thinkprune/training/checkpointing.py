@@ -18,6 +18,7 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import to_dict
 from nemo_thinkprune.training.checkpoint_files import (
+    TRAINING_INFO,
     check_disk_space,
     newest_valid,
     prune_checkpoints,
@@ -39,8 +40,8 @@ class Checkpointer:
         self._settings = session.recipe.checkpointing
         self.folder = session.job.run_dir / self._settings.checkpoint_dir
 
-    def resume(self) -> int:
-        """Load the newest checkpoint that is whole; its step, or 0 when there is none."""
+    def resume(self) -> dict[str, Any]:
+        """Load the newest checkpoint that is whole; its training_info.json, with step 0 when there is none."""
         found: str | None = None
         if self.session.layout.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,14 +50,15 @@ class Checkpointer:
             found = str(newest) if newest is not None else None
         found = broadcast_from_main(self.session.layout, found)
         if found is None:
-            return 0
+            return {"step": 0}
         path = Path(found)
         self.session.beat("resume", int(path.name.removeprefix("step_")))
         try:
             load_torch_dist(self.session.policy, path / WEIGHTS, with_optimizer=self._settings.save_optimizer)
         except CheckpointError as error:
             raise UserError(str(error)) from error
-        return int(json.loads((path / "training_info.json").read_text(encoding="utf-8"))["step"])
+        info: dict[str, Any] = json.loads((path / TRAINING_INFO).read_text(encoding="utf-8"))
+        return info
 
     def save(self, step: int, *, validation: dict[str, Any] | None) -> None:
         """Write `step_N`: aside, synced, renamed; collective."""
@@ -91,7 +93,7 @@ class Checkpointer:
         info = {"step": step, "limit": session.job.limit, "model": session.job.model}
         if validation is not None:
             info |= {"val:accuracy": validation["accuracy"], "val:mean_tokens": validation["mean_tokens"]}
-        write_atomic(folder / "training_info.json", json.dumps(info, indent=2) + "\n")
+        write_atomic(folder / TRAINING_INFO, json.dumps(info, indent=2) + "\n")
         write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(session.recipe), sort_keys=False))
         # config.json and the tokenizer make the checkpoint usable without the model it came from
         tokenizer = folder / "policy" / "tokenizer"
@@ -105,7 +107,9 @@ class Checkpointer:
         layer = config.hidden_size * (attention + 3 * config.ffn)
         parameters = config.num_layers * layer + config.vocab_size * config.hidden_size * (2 - config.tied)
         width = next(self.session.policy.network.parameters()).element_size()
-        return parameters * (width + BYTES_PER_PARAMETER_OF_ADAM + (4 if width < 4 else 0))
+        if self._settings.save_optimizer:
+            width += BYTES_PER_PARAMETER_OF_ADAM + (4 if width < 4 else 0)
+        return parameters * width
 
     def _refused(self, path: Path, problems: list[str]) -> None:
         note = f"checkpoint {path.name} is not whole and is not used: {'; '.join(problems)}"

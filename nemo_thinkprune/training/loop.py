@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_thinkprune.data.ledger import Ledger, ledger_row
+from nemo_thinkprune.data.ledger import Ledger, ledger_row, read_ledger, verify_ledger
 from nemo_thinkprune.policy.device import peak_memory_mb
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
@@ -15,7 +15,7 @@ from nemo_thinkprune.training.checkpointing import Checkpointer
 from nemo_thinkprune.training.metrics import step_row
 from nemo_thinkprune.training.objective import Objective, optimise
 from nemo_thinkprune.training.problems import training_prompts, validation_prompts
-from nemo_thinkprune.training.run_folder import RunFolder
+from nemo_thinkprune.training.run_folder import LEDGER, RunFolder
 from nemo_thinkprune.training.samples import Prompt, Sample, collect, shaped
 from nemo_thinkprune.training.schedule import learning_rate
 from nemo_thinkprune.training.session import Clock, Session
@@ -54,39 +54,75 @@ def train(session: Session) -> None:
         session.policy.freeze_reference()  # before resuming: the reference is the model the round began with
     checkpointer = Checkpointer(session)
     folder = RunFolder(session.job.run_dir, write=session.layout.is_main)
-    done = checkpointer.resume()
+    done = int(checkpointer.resume()["step"])
+    session.engine.refit()
     folder.truncate_after(done)
+    check_ledger(session, plan)
     session.beat("start", done, total=plan.last_step)
-    grpo, save_period = session.recipe.grpo, session.recipe.checkpointing.save_period
-    if done == 0 and grpo.val_at_start and plan.validation:
+    if done == 0 and session.recipe.grpo.val_at_start and plan.validation:
         folder.write_validation(0, validate(session, plan.validation, step=0, clock=Clock()))
+    carried: dict[str, float] = {}
     for step in range(done + 1, plan.last_step + 1):
-        clock = Clock()
+        clock = Clock(carried)
         samples, advantages, row = train_step(session, plan, objective, step, clock)
-        last = step == plan.last_step
-        validation = None
-        if plan.validation and (_due(step, grpo.val_period) or (last and grpo.val_at_end)):
-            validation = validate(session, plan.validation, step=step, clock=Clock())
+        validation = _validate_if_due(session, plan, step, clock)
+        row["timing"] = timing(session, clock, samples)
         folder.write_step(
             step,
-            row={**row, "timing": timing(session, clock, samples)},
-            rollouts=[s.to_row() | {"advantage": a} for s, a in zip(samples, advantages, strict=True)],
+            row=row,
+            rollouts=rollout_rows(samples, advantages),
             ledger_row=ledger_row(plan.ledger, step, [p.problem.id for p in plan.train]).to_json(),
             validation=validation,
         )
-        session.beat(
-            "step", step, row=row | {"timing": clock.seconds}, total=plan.last_step, validation=validation
-        )
-        stop = session.context.stop_requested_anywhere(session.layout)
-        if session.recipe.checkpointing.enabled and (stop or last or _due(step, save_period)):
-            checkpointer.save(step, validation=validation)
-        if stop and not last:
+        session.beat("step", step, row=row, total=plan.last_step, validation=validation)
+        # a step's row is there before its checkpoint: the next row tells how long saving took
+        stop, carried = _save_if_due(session, checkpointer, plan, step, validation)
+        if stop and step < plan.last_step:
             return session.context.stopped(step)
+    check_ledger(session, plan)
+
+
+def _validate_if_due(session: Session, plan: Plan, step: int, clock: Clock) -> dict[str, Any] | None:
+    grpo = session.recipe.grpo
+    at_end = step == plan.last_step and grpo.val_at_end
+    if not plan.validation or not (at_end or _due(step, grpo.val_period)):
+        return None
+    with clock.phase("validate_s"):
+        return validate(session, plan.validation, step=step, clock=Clock())
+
+
+def _save_if_due(
+    session: Session, checkpointer: Checkpointer, plan: Plan, step: int, validation: dict[str, Any] | None
+) -> tuple[bool, dict[str, float]]:
+    """Save when it is time, or when the run was asked to stop; (asked to stop, seconds)."""
+    settings, clock = session.recipe.checkpointing, Clock()
+    stop = session.context.stop_requested_anywhere(session.layout)
+    if settings.enabled and (stop or step == plan.last_step or _due(step, settings.save_period)):
+        with clock.phase("save_s"):
+            checkpointer.save(step, validation=validation)
+    return stop, clock.seconds
+
+
+def rollout_rows(samples: Sequence[Sample], advantages: Sequence[list[float]]) -> list[dict[str, Any]]:
+    """The rows of rollouts/step_N.jsonl; `advantage` is the mean over the response's tokens."""
+    pairs = zip(samples, advantages, strict=True)
+    return [sample.to_row() | {"advantage": sum(values) / len(values)} for sample, values in pairs]
+
+
+def check_ledger(session: Session, plan: Plan) -> None:
+    """Prove from ledger.jsonl that each problem was trained as often as planned so far.
+
+    Raises:
+        UserError: A step is missing, repeated, or trained other problems, as when the data were changed.
+    """
+    path = session.job.run_dir / LEDGER
+    if session.layout.is_main and path.exists():
+        verify_ledger(read_ledger(path), plan.ledger, [prompt.problem.id for prompt in plan.train])
 
 
 def train_step(
     session: Session, plan: Plan, objective: Objective, step: int, clock: Clock
-) -> tuple[list[Sample], list[float], dict[str, Any]]:
+) -> tuple[list[Sample], list[list[float]], dict[str, Any]]:
     """Sample, score, compare, update; the samples, their advantages and the step's metrics."""
     recipe, group = session.recipe, objective.group_size
     with clock.phase("step_s"):
@@ -105,6 +141,7 @@ def train_step(
         lrs = learning_rates(recipe, step, updates=-(-len(samples) // objective.update_size))
         session.beat("update", step)
         updates = optimise(session.policy, objective, samples, advantages, lrs=lrs, clock=clock)
+        session.engine.refit()
     row = step_row(step, samples, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
     return samples, advantages, row
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nemo_thinkprune.algorithms.advantages import AdvantageConfig, response_advantages
-from nemo_thinkprune.algorithms.losses import LossConfig, PackedTokens, StepTotals, policy_loss
+from nemo_thinkprune.algorithms.losses import (
+    LossConfig,
+    LossOutput,
+    PackedTokens,
+    StepTotals,
+    policy_loss,
+)
 from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
 from nemo_thinkprune.policy.policy import LossFn, Policy, UpdateResult
 from nemo_thinkprune.recipe.schema import Recipe
@@ -17,58 +24,75 @@ from nemo_thinkprune.rewards.length_rewards import LengthReward, length_reward
 from nemo_thinkprune.training.samples import Sample
 from nemo_thinkprune.training.session import Clock
 
+TokenLoss = Callable[[PackedTokens, StepTotals], LossOutput]
+# What LossConfig has beyond NeMo-RL's loss_fn section; all its other fields are keys of the recipe.
+OWN_LOSS_FIELDS = {"kl_score_function", "constant_normaliser"}
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is optimised, in the terms of `algorithms`."""
+    """What is optimised: a reward by length, an advantage estimator and a loss. Another algorithm is another one.
+
+    Attributes:
+        reward: Reward of a response within its group.
+        estimate: Advantages [G, n] from rewards [G, n] and lengths [G, n].
+        loss: Share of a packed part of the step in its loss.
+        needs_reference: Whether the loss reads log-probs under the reference policy.
+        needs_old: Whether it reads those under the sampling policy, once that one has moved.
+        group_size: Responses to a prompt.
+        update_size: Responses in an optimizer update.
+    """
 
     reward: LengthReward
-    advantage: AdvantageConfig
-    loss: LossConfig
+    estimate: Callable[[Tensor, Tensor], Tensor]
+    loss: TokenLoss
+    needs_reference: bool
+    needs_old: bool
     group_size: int
     update_size: int
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Objective:
         """Read `thinkprune.length_reward`, `grpo`, `loss_fn` and the batch sizes."""
-        grpo, estimator = recipe.grpo, recipe.grpo.adv_estimator
-        names = {f.name for f in fields(LossConfig)} & set(type(recipe.loss_fn).model_fields)
-        length = recipe.thinkprune.length_reward
+        grpo, length = recipe.grpo, recipe.thinkprune.length_reward
+        names = {f.name for f in fields(LossConfig)} - OWN_LOSS_FIELDS
+        loss = LossConfig(**{name: getattr(recipe.loss_fn, name) for name in names})
         return cls(
             reward=length_reward(length.name, length.params),
-            advantage=AdvantageConfig(
-                name=estimator.name,
-                normalize_rewards=estimator.normalize_rewards,
-                use_leave_one_out_baseline=estimator.use_leave_one_out_baseline,
-                minus_baseline=estimator.minus_baseline,
-                advantage_clip_low=grpo.advantage_clip_low,
-                advantage_clip_high=grpo.advantage_clip_high,
-            ),
-            loss=LossConfig(**{name: getattr(recipe.loss_fn, name) for name in names}),
+            estimate=partial(response_advantages, config=_advantage_config(recipe)),
+            loss=partial(policy_loss, config=loss),
+            needs_reference=loss.reference_policy_kl_penalty != 0,
+            needs_old=not (loss.force_on_policy_ratio or loss.disable_ppo_ratio),
             group_size=grpo.num_generations_per_prompt,
             update_size=recipe.policy.train_global_batch_size,
         )
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the KL term asks for the reference policy."""
-        return self.loss.reference_policy_kl_penalty != 0
-
-    def advantages(self, samples: Sequence[Sample]) -> list[float]:
-        """One advantage per sample; samples are ordered by prompt, `group_size` to each."""
+    def advantages(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Advantage of each response token; samples are ordered by prompt, `group_size` to each."""
         rewards = torch.tensor([s.verdict.reward for s in samples], dtype=torch.float64)
         lengths = torch.tensor([len(s.rollout.response_ids) for s in samples])
         shape = (-1, self.group_size)
-        return (
-            response_advantages(rewards.view(shape), lengths.view(shape), self.advantage).flatten().tolist()
-        )
+        by_response = self.estimate(rewards.view(shape), lengths.view(shape)).flatten()
+        return [[value] * count for value, count in zip(by_response.tolist(), lengths.tolist(), strict=True)]
+
+
+def _advantage_config(recipe: Recipe) -> AdvantageConfig:
+    grpo, estimator = recipe.grpo, recipe.grpo.adv_estimator
+    return AdvantageConfig(
+        name=estimator.name,
+        normalize_rewards=estimator.normalize_rewards,
+        use_leave_one_out_baseline=estimator.use_leave_one_out_baseline,
+        minus_baseline=estimator.minus_baseline,
+        advantage_clip_low=grpo.advantage_clip_low,
+        advantage_clip_high=grpo.advantage_clip_high,
+    )
 
 
 def optimise(
     policy: Policy,
     objective: Objective,
     samples: Sequence[Sample],
-    advantages: Sequence[float],
+    advantages: Sequence[list[float]],
     *,
     lrs: list[float],
     clock: Clock,
@@ -87,8 +111,8 @@ def optimise(
     with clock.phase("logprobs_s"):
         values = _token_fields(policy, objective, [samples[i] for i in mine], updates=len(slices))
     for index, value in zip(mine, values, strict=True):
-        value["advantages"] = [advantages[index]] * len(samples[index].rollout.response_ids)
-        value["positive"] = [float(samples[index].verdict.reason == "correct")] * len(value["advantages"])
+        value["advantages"] = advantages[index]
+        value["positive"] = [float(samples[index].verdict.reason == "correct")] * len(advantages[index])
     by_sample = dict(zip(mine, values, strict=True))
     results = []
     for part, share, lr in zip(slices, shares, lrs, strict=True):
@@ -109,7 +133,7 @@ def _token_fields(
         with policy.reference_weights():
             for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
                 value["reference"] = logprobs.tolist()
-    if updates > 1 and not (objective.loss.force_on_policy_ratio or objective.loss.disable_ppo_ratio):
+    if updates > 1 and objective.needs_old:
         for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
             value["old"] = logprobs.tolist()
     return values
@@ -125,7 +149,7 @@ def _totals(samples: Sequence[Sample]) -> StepTotals:
     return StepTotals(tokens=sum(lengths), sequences=len(lengths), positive_tokens=sum(positive))
 
 
-def _loss_fn(config: LossConfig, totals: StepTotals) -> LossFn:
+def _loss_fn(loss: TokenLoss, totals: StepTotals) -> LossFn:
     def loss_fn(logprobs: Tensor, entropy: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         ids = torch.repeat_interleave(torch.tensor(micro.lengths, device=logprobs.device))
         batch = PackedTokens(
@@ -138,7 +162,7 @@ def _loss_fn(config: LossConfig, totals: StepTotals) -> LossFn:
             positive=micro.fields["positive"].bool(),
             entropies=entropy,
         )
-        output = policy_loss(batch, totals, config)
+        output = loss(batch, totals)
         gap = (logprobs.detach() - micro.fields["sampled"]).abs().sum()
         return output.loss, {**output.sums, "sampler_gap": gap}
 

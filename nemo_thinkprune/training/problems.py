@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from nemo_thinkprune.data.problems import Problem, load_problems
 from nemo_thinkprune.data.prompts import encode_prompts
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.section_run import Dataset
 from nemo_thinkprune.training.samples import Prompt
@@ -27,7 +29,11 @@ def validation_prompts(session: Session) -> list[Prompt]:
 
 
 def load_datasets(recipe: Recipe, sets: Sequence[Dataset]) -> list[Problem]:
-    """All problems of these data sets, in order."""
+    """All problems of these data sets, in order.
+
+    Raises:
+        UserError: A set cannot be read, or two problems have the same id.
+    """
     problems: list[Problem] = []
     for one in sets:
         assert one.data_path is not None  # check_recipe refuses others for this engine
@@ -39,6 +45,10 @@ def load_datasets(recipe: Recipe, sets: Sequence[Dataset]) -> list[Problem]:
             sources=one.sources,
         )
         problems += loaded[: one.max_samples]
+    ids = Counter(problem.id for problem in problems)
+    repeated = [name for name, count in ids.items() if count > 1]
+    if repeated:
+        raise UserError(f"problem ids must be unique over all data sets; repeated: {', '.join(repeated[:3])}")
     return problems
 
 

@@ -136,7 +136,7 @@ def _remove_rollouts(folder: Path, step: int) -> None:
 
 
 def _line(row: Row) -> bytes:
-    return (json.dumps(row) + "\n").encode()
+    return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def _validation_line(step: int, validation: Row) -> bytes:

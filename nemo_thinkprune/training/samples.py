@@ -109,7 +109,7 @@ def _scored(session: Session, problems: list[Problem], rollouts: list[Rollout]) 
             Item(response=text, gold=problem.answer, finished=rollout.finished)
             for text, problem, rollout in zip(texts, problems, rollouts, strict=True)
         ]
-        verdicts = session.scorer.score(items)
+        verdicts = session.scorer.score(items, on_judged=session.context.pulse)
     verdicts = broadcast_from_main(session.layout, verdicts)
     return [Sample(*row) for row in zip(problems, rollouts, texts, verdicts, strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,9 @@ from nemo_thinkprune.policy.device import megatron_device, resolve_device
 from nemo_thinkprune.policy.model import ModelOptions
 from nemo_thinkprune.policy.parallel import Layout, model_parallel
 from nemo_thinkprune.policy.policy import BatchOptions, Policy
+from nemo_thinkprune.policy.weight_gather import user_errors
 from nemo_thinkprune.policy.weights import load_hf
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rewards.score import Scorer
 from nemo_thinkprune.rollout.engine import MegatronEngine
@@ -86,9 +88,11 @@ def open_session(job: Job, context: RankContext, *, optimizer: OptimizerConfig |
             pp=megatron.pipeline_model_parallel_size,
             device=device,
             timeout_s=2 * runtime.stall_timeout_s,
+            seed=recipe.grpo.seed,
         ) as layout,
     ):
-        policy = _build_policy(job, layout, device, optimizer)
+        with user_errors():
+            policy = _build_policy(job, layout, device, optimizer, pulse=context.pulse)
         policy.set_heartbeat(context.pulse)
         tokenizer = load_tokenizer(job.model)
         eos_ids = end_tokens(recipe, Path(job.model), tokenizer)
@@ -113,15 +117,27 @@ def make_scorer(recipe: Recipe) -> Scorer:
 
 
 def end_tokens(recipe: Recipe, model: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids that end a response: the recipe's, else generation_config.json's, else the tokenizer's."""
+    """Token ids that end a response: the recipe's, else generation_config.json's, else the tokenizer's.
+
+    Raises:
+        UserError: There is none, or generation_config.json is damaged.
+    """
     if recipe.policy.generation.stop_token_ids:
         return tuple(recipe.policy.generation.stop_token_ids)
     config = model / "generation_config.json"
+    ids = None
     if config.is_file():
-        ids = json.loads(config.read_text(encoding="utf-8")).get("eos_token_id")
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (int(ids),)
-    return (int(tokenizer.eos_token_id),)
+        try:
+            ids = json.loads(config.read_text(encoding="utf-8"))["eos_token_id"]
+        except KeyError:
+            pass
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{config} cannot be read: {error}") from error
+    ids = tokenizer.eos_token_id if ids is None else ids
+    ends = ids if isinstance(ids, list) else [ids]
+    if not ends or not all(isinstance(end, int) for end in ends):
+        raise UserError(f"{model} names no end token: set policy.generation.stop_token_ids")
+    return tuple(ends)
 
 
 def optimizer_config(recipe: Recipe) -> OptimizerConfig:
@@ -151,7 +167,12 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
 
 
 def _build_policy(
-    job: Job, layout: Layout, device: torch.device, optimizer: OptimizerConfig | None
+    job: Job,
+    layout: Layout,
+    device: torch.device,
+    optimizer: OptimizerConfig | None,
+    *,
+    pulse: Callable[[], None],
 ) -> Policy:
     recipe, megatron = job.recipe, job.recipe.policy.megatron_cfg
     model = read_hf_config(Path(job.model))
@@ -174,12 +195,13 @@ def _build_policy(
             max_tokens=packing.train_mb_tokens if packing.enabled else None,
             max_sequences=None if packing.enabled else recipe.policy.train_micro_batch_size,
             logprob_chunk=recipe.policy.logprob_chunk_size or 1024,
-            temperature=recipe.policy.generation.temperature or 1.0,
+            # imitation has no sampling temperature
+            temperature=1.0 if job.kind == "warmup" else recipe.policy.generation.temperature or 1.0,
         ),
         optimizer=optimizer,
     )
     if job.init_weights is None:
-        load_hf([policy.network], model, Path(job.model))
+        load_hf([policy.network], model, Path(job.model), pulse=pulse)
     else:
         load_torch_dist(policy, job.init_weights, with_optimizer=False)
     policy.make_trainable()

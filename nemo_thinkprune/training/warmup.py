@@ -45,13 +45,15 @@ def warm_up(session: Session) -> None:
     assert settings is not None
     folder = RunFolder(session.job.run_dir, write=session.layout.is_main)
     checkpointer = Checkpointer(session)
-    done = checkpointer.resume()
+    info = checkpointer.resume()
+    done, accuracy = int(info["step"]), float(info.get("val:accuracy", 0.0))
     folder.truncate_after(done)
+    if "val:accuracy" in info and accuracy >= settings.target_accuracy:
+        return _save_model(session, done)  # it was reached, and the model was not written any more
     prompts = _validation(session, settings)
     batches = _batches(session, settings, first_step=done + 1)
     last = settings.steps + settings.max_extensions * settings.extension_steps
     gates = set(range(settings.steps, last + 1, settings.extension_steps))
-    accuracy = 0.0
     session.beat("start", done, total=settings.steps)
     for step in range(done + 1, last + 1):
         clock = Clock()
@@ -112,6 +114,11 @@ def _step(session: Session, batch: SftBatch, *, lr: float) -> UpdateResult:
     def loss_fn(logprobs: Tensor, entropy: Tensor, micro: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
         return masked_nll(logprobs, logprobs.new_ones(len(logprobs)), total), {}
 
+    if len(sequences) < session.layout.dp:
+        raise UserError(
+            f"a warm-up step has {len(sequences)} traces for {session.layout.dp} data-parallel ranks: raise "
+            "thinkprune.warmup.batch_size and short_batch_first, or lower cluster.gpus_per_node"
+        )
     share = sequences[session.layout.dp_rank :: session.layout.dp]
     return session.policy.update(share, loss_fn, lr=lr)
 
