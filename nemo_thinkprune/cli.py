@@ -150,7 +150,7 @@ def score(
     truncation: Annotated[Truncation, typer.Option(help="What a cut response earns.")] = Truncation.ZERO,
     workers: Annotated[int, typer.Option(min=1, help="Scoring processes.")] = 2,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds for one answer.")] = 5.0,
-    memory_mb: Annotated[int, typer.Option(min=64, help="MiB for one process.")] = 1024,
+    memory_mb: Annotated[int, typer.Option(min=256, help="MiB for one process.")] = 1024,
 ) -> None:
     """Score the responses in a file with the training reward."""
     from nemo_thinkprune.rounds import commands

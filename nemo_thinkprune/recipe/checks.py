@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from nemo_thinkprune.recipe.checks_layout import check_layout
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.local_support import ignored, unsupported
 from nemo_thinkprune.recipe.schema import Recipe
 
 ENGINES = ("local", "nemo-rl")
 Check = Callable[[Recipe], Iterator[str]]
+
+# A hub id is a name or owner/name; everything else can only be a path.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_SEED_BITS = 63  # seeds are passed on as signed 64-bit integers
+_METRIC = re.compile(r"val:(?:accuracy|mean_tokens)|train:.+")
 
 
 def check_recipe(recipe: Recipe, *, engine: str = "local") -> list[str]:
@@ -27,7 +35,7 @@ def check_recipe(recipe: Recipe, *, engine: str = "local") -> list[str]:
     if engine not in ENGINES:
         raise UserError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
     checks: list[Check] = [_objective, _batches, _lengths, _sampling, _optimizer, _validation, _backend]
-    checks.append(check_layout)
+    checks += [_model, _paths, _run, check_layout]
     if engine == "local":
         checks.append(unsupported)
     problems = [problem for check in checks for problem in check(recipe)]
@@ -209,6 +217,58 @@ def _backend(recipe: Recipe) -> Iterator[str]:
                     f"policy.{name}.{key} = {getattr(part, key)} is below policy.max_total_sequence_length = "
                     f"{policy.max_total_sequence_length}: the longest sequence does not fit; remove the key"
                 )
+
+
+def model_problem(model: str) -> str | None:
+    """Return why `model` can be neither a model folder nor a hub id; None when it is or may be one."""
+    if not model.strip():
+        return "is empty: give a model folder or a hub id such as Qwen/QwQ-32B"
+    folder = os.path.expanduser(model)
+    if is_folder(folder):
+        return None
+    shown = repr(model) if len(model) <= 120 else f"{model[:100]!r}... ({len(model)} characters)"
+    if is_file(folder):
+        return f"= {shown} is a file: give the folder it is in"
+    if _HUB_ID.fullmatch(model):
+        return None
+    return (
+        f"= {shown}: there is no such folder, and it is not a hub id such as Qwen/QwQ-32B; correct the path"
+    )
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    if problem := model_problem(recipe.policy.model_name):
+        yield f"policy.model_name {problem}"
+
+
+def _paths(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for each path of data that is given but cannot be one."""
+    data, section = recipe.data, recipe.thinkprune
+    found = {
+        f"data.{name}.{number}.data_path": one.data_path
+        for name, sets in (("train", data.train), ("validation", data.validation or []))
+        for number, one in enumerate(sets)
+    }
+    found["thinkprune.report_data"] = section.report_data
+    if section.warmup is not None:
+        found["thinkprune.warmup.data_path"] = section.warmup.data_path
+        found["thinkprune.warmup.validation_path"] = section.warmup.validation_path
+    for path, value in found.items():
+        if value is not None and not value.strip():
+            yield f"{path} is empty: give a file, a folder or a hub id, or remove the key"
+        elif value is not None and "\0" in value:
+            yield f"{path} = {value!r} cannot be a path"
+
+
+def _run(recipe: Recipe) -> Iterator[str]:
+    seed, metric = recipe.grpo.seed, recipe.checkpointing.metric_name
+    if seed >> _SEED_BITS:
+        yield f"grpo.seed = {seed} is too large; give a number below 2**{_SEED_BITS}"
+    if metric is not None and not _METRIC.fullmatch(metric):
+        yield (
+            f"checkpointing.metric_name = {metric!r}: use val:accuracy, val:mean_tokens, train: and a metric "
+            "of metrics.jsonl such as train:reward_mean, or null for the newest"
+        )
 
 
 def _notes(recipe: Recipe) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.schema import Recipe
 
 
@@ -89,7 +90,7 @@ def model_config(recipe: Recipe) -> Mapping[str, Any] | None:
 
 def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
     folder = Path(recipe.policy.model_name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if is_folder(folder) and not is_file(folder / "config.json"):
         yield f"policy.model_name = {folder}: the folder has no config.json"
     config = model_config(recipe)
     if config is None:

@@ -122,7 +122,7 @@ class _Completion:
                 value = self._resolve(value, ".".join(path.split(".")[:number]))
             if isinstance(value, Mapping) and part in value:
                 value = value[part]
-            elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            elif isinstance(value, list) and part in map(str, range(len(value))):
                 value = value[int(part)]
             else:
                 raise KeyError(path)

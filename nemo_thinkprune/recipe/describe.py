@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nemo_thinkprune.recipe.checks import check_recipe, updates_per_step
 from nemo_thinkprune.recipe.checks_layout import world_layout
+from nemo_thinkprune.recipe.files import is_file
 from nemo_thinkprune.recipe.schema import Recipe
 
 _KL = {
@@ -15,24 +16,37 @@ _KL = {
 }
 
 
-def describe_check(recipe: Recipe, *, engine: str = "local") -> str:
+# Of the estimate times p / stop_gradient(p), as the local engine and NeMo-RL take it (see algorithms/kl.py).
+_KL_GRADIENT = {
+    "k1": "the gradient of KL(p || ref), with noise",
+    "k2": "the gradient of KL(p || ref) and a small bias",
+    "k3": "the gradient of KL(p || ref)",
+}
+
+
+def describe_check(recipe: Recipe, *, engine: str = "local", length_reward: str | None = None) -> str:
     """Check a recipe and return its description with the notes.
+
+    Args:
+        recipe: what to describe.
+        engine: as `check_recipe`.
+        length_reward: formula of the reward by length, its settings filled in; None: correctness alone.
 
     Raises:
         UserError: as `check_recipe`.
     """
     notes = check_recipe(recipe, engine=engine)
-    lines = describe(recipe)
+    lines = describe(recipe, length_reward=length_reward)
     if notes:
         lines += ["", "notes"] + [f"  {note}" for note in notes]
     return "\n".join(lines)
 
 
-def describe(recipe: Recipe) -> list[str]:
-    """Return the description as lines of text."""
+def describe(recipe: Recipe, *, length_reward: str | None = None) -> list[str]:
+    """Return the description as lines of text; `length_reward` as in `describe_check`."""
     return [
         *_titled("model", [f"{recipe.policy.model_name} in {recipe.policy.precision}", *_weights(recipe)]),
-        *_titled("reward", _reward(recipe)),
+        *_titled("reward", _reward(recipe, length_reward)),
         *_titled("objective, minimised", _objective(recipe)),
         *_titled("batches", _batches(recipe)),
         *_titled("steps", _steps(recipe)),
@@ -50,14 +64,22 @@ def _weights(recipe: Recipe) -> list[str]:
     return [f"weights from {checkpoint.path}"] if checkpoint else []
 
 
-def _reward(recipe: Recipe) -> list[str]:
+def _reward(recipe: Recipe, length_reward: str | None) -> list[str]:
     limit = recipe.policy.generation.max_new_tokens
     cut = {
-        "zero": "a response cut at the limit earns 0",
+        "zero": "a response cut at the limit " + ("earns 0" if length_reward is None else "counts as wrong"),
         "score_cut_text": "a response cut at the limit is scored as it stands",
     }[recipe.thinkprune.truncation]
     hint = f"; the prompt names {limit} tokens" if recipe.thinkprune.length_hint else ""
-    return [f"1 for a correct final answer within {limit} tokens, else 0; {cut}{hint}"]
+    right = f"1 for a correct final answer within {limit} tokens, else 0; {cut}{hint}"
+    if length_reward is None:
+        return [right]
+    names = "  L: response tokens; mean, std: of L over the correct responses of the group"
+    return [
+        length_reward,
+        f"  correct: {right}",
+        names if "mean" in length_reward else "  L: response tokens",
+    ]
 
 
 def _objective(recipe: Recipe) -> list[str]:
@@ -79,9 +101,11 @@ def _objective(recipe: Recipe) -> list[str]:
         lines.append(f"  for A < 0 at most {loss.ratio_clip_c:g} |A| (dual clip)")
     weight = loss.reference_policy_kl_penalty
     if weight:
-        lines.append(
-            f"  + {weight:g} KL, {loss.reference_policy_kl_type}: {_KL[loss.reference_policy_kl_type]}"
-        )
+        kind = loss.reference_policy_kl_type
+        lines += [
+            f"  + {weight:g} KL, {kind}: {_KL[kind]}",
+            f"    times p / stop_gradient(p), NeMo-RL's score-function factor: {_KL_GRADIENT[kind]}",
+        ]
     else:
         lines.append("  no KL term, no reference policy")
     if loss.positive_example_nll_weight:
@@ -143,7 +167,7 @@ def training_rows(recipe: Recipe) -> int | None:
     total = 0
     for dataset in recipe.data.train:
         file = Path(dataset.data_path or "")
-        if file.suffix != ".jsonl" or not file.is_file() or dataset.sources:
+        if file.suffix != ".jsonl" or not is_file(file) or dataset.sources:
             return None
         with file.open("rb") as stream:
             rows = sum(1 for line in stream if line.strip())

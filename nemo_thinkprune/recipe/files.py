@@ -55,6 +55,22 @@ def fsync_dir(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is there; False also for a name that no file can have (too long, a NUL inside)."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is there; False also for a name that no folder can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's bytes as 64 lowercase hex digits, reading a megabyte at a time.
 

@@ -9,6 +9,7 @@ from typing import Any
 from nemo_thinkprune.recipe.errors import UserError
 
 _MAX_DEPTH = 32
+_LARGEST = 10**100  # the bound on written numbers
 
 
 def _divide(left: float, right: float) -> float:
@@ -85,7 +86,13 @@ def _value(body: str, get: Callable[[str], Any], scalar: Callable[[str], Any], d
     ]
     if len(values) != 2 or not all(_is_number(value) for value in values):
         raise UserError(f"'${{{body}}}' needs two numbers, got {', '.join(map(repr, values))}")
-    return FUNCTIONS[name](*values)
+    try:
+        result = FUNCTIONS[name](*values)
+    except OverflowError:
+        raise UserError(f"'${{{body}}}' is too large a number") from None
+    if isinstance(result, int) and abs(result) > _LARGEST:
+        raise UserError(f"'${{{body}}}' is too large a number")
+    return result
 
 
 def _checked_path(path: str) -> str:

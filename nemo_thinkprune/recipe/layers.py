@@ -71,8 +71,10 @@ def read_layers(path: Path) -> Layers:
 
 
 def _read(path: Path, layers: Layers, chain: tuple[Path, ...], named_in: str | None) -> None:
-    real = path.resolve()
     suffix = f" (named in {named_in})" if named_in else ""
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is not the name of a recipe file{suffix}")
+    real = Path(os.path.realpath(path))  # resolve() would raise at links that form a circle
     if real in chain:
         circle = " -> ".join(shown(item) for item in (*chain[chain.index(real) :], real))
         raise UserError(f"recipes inherit from each other in a circle: {circle}")
@@ -93,8 +95,10 @@ def _read(path: Path, layers: Layers, chain: tuple[Path, ...], named_in: str | N
 
 def _parents(value: Any, name: str, document: Document) -> list[str]:
     """Return the file names in `defaults:`."""
-    parents = [value] if isinstance(value, str) else value or []
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+    if value is None:
+        return []
+    parents = [value] if isinstance(value, str) else value
+    if not isinstance(parents, list) or not all(isinstance(one, str) and one.strip() for one in parents):
         line = document.lines[("defaults",)]
         raise UserError(f"{name}, line {line}: defaults must be the name of a recipe file or a list of names")
     return parents

@@ -16,6 +16,7 @@ import nemo_thinkprune
 from nemo_thinkprune.recipe.complete import complete
 from nemo_thinkprune.recipe.derived import DERIVED
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.keys import KeyPath, dotted, unknown_keys
 from nemo_thinkprune.recipe.layers import Layers, apply_override, read_layers, shown
 from nemo_thinkprune.recipe.schema import Recipe
@@ -122,17 +123,17 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
         UserError: neither a file nor a name; the message lists the names.
     """
     file = Path(path)
-    if file.exists():
+    if is_file(file) or is_folder(file):
         return file
     if file.parent == Path("."):
         for name in (file.name, f"{file.name}.yaml"):
-            if (found := recipes_folder() / name).is_file():
+            if is_file(found := recipes_folder() / name):
                 return found
     names = sorted(item.stem for item in recipes_folder().glob("*.yaml"))
     near = difflib.get_close_matches(file.stem, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     known = f" (recipes by name: {', '.join(names)})" if names else ""
-    raise UserError(f"no recipe file '{path}'{hint}{known}")
+    raise UserError(f"no recipe file {_shown_value(str(path))}{hint}{known}")
 
 
 def _validated(layers: Layers, name: str) -> Recipe:

@@ -163,6 +163,12 @@ def _followers(recipe: Recipe) -> Iterator[str]:
         yield "policy.tokenizer.name: the tokenizer is that of policy.model_name here; remove the key"
     if policy.generation.vllm_cfg.precision != policy.precision:
         yield f"policy.generation.vllm_cfg.precision: {_QUANTISED}"
+    checkpointing = recipe.checkpointing
+    if checkpointing.keep_top_k is not None and (checkpointing.metric_name or "").startswith("train:"):
+        yield (
+            f"checkpointing.metric_name = {checkpointing.metric_name}: checkpoints of the local engine record "
+            "val:accuracy and val:mean_tokens only, so keep_top_k could not rank them; use one of these or null"
+        )
     optimizer, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
     if {scheduler.start_weight_decay, scheduler.end_weight_decay} != {optimizer.weight_decay}:
         yield (

@@ -128,7 +128,7 @@ class Checkpointing(Section):
     checkpoint_dir: str = "checkpoints"
     """Folder; a relative one is inside the run folder."""
     metric_name: str | None = "val:accuracy"
-    """By what keep_top_k ranks: val: or train: and a metric; null: the newest."""
+    """By what keep_top_k ranks: val:accuracy, val:mean_tokens, train: and a metric; null: the newest."""
     higher_is_better: bool = True
     """Direction of that rank."""
     keep_top_k: PositiveInt | None = None

@@ -58,8 +58,8 @@ class Scoring(Section):
     """Processes."""
     deadline_s: PositiveFloat = 5.0
     """Seconds for one answer; then its worker is killed and the reward is 0."""
-    memory_mb: PositiveInt = 1024
-    """Memory of one worker in MiB."""
+    memory_mb: Annotated[int, Field(ge=256)] = 1024
+    """Memory of one worker in MiB; its libraries alone take 200."""
 
 
 class Runtime(Section):

@@ -25,6 +25,8 @@ _FLOAT = re.compile(
 )
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
 _MAX_NODES = 100_000
+# No setting needs more, and Python itself refuses to read or print a number of over 4,300 digits.
+_MAX_DIGITS = 100
 # What PyYAML gives to values without an explicit tag; anything else asks for an object of some class.
 _TAGS = frozenset({"map", "seq", "null", "bool", "int", "float", "str", "timestamp", "value", "merge"})
 
@@ -39,13 +41,19 @@ class Document:
 
 
 def plain_value(text: str) -> Any:
-    """Return the value of an unquoted scalar: null, a boolean, a number, or the text itself."""
+    """Return the value of an unquoted scalar: null, a boolean, a number, or the text itself.
+
+    Raises:
+        UserError: a whole number of more than 100 digits.
+    """
     if _NULL.match(text):
         return None
     if _BOOL.match(text):
         return text.lower() == "true"
     digits = text.replace("_", "")
     if _INT.match(text):
+        if len(digits) > _MAX_DIGITS:
+            raise UserError(f"a whole number of {len(digits)} digits is too large; quote it if it is text")
         return int(digits)
     if _FLOAT.match(text):
         return float(digits)
@@ -100,6 +108,13 @@ def _compose(text: str) -> yaml.Node | None:
         raise UserError("not YAML: nested too deeply") from error
 
 
+def _scalar(node: yaml.ScalarNode) -> Any:
+    try:
+        return plain_value(node.value)
+    except UserError as error:
+        raise UserError(f"line {node.start_mark.line + 1}: {error}") from error
+
+
 @dataclass(slots=True)
 class _Builder:
     """Turns nodes into values and notes lines and problems in `document`."""
@@ -115,7 +130,7 @@ class _Builder:
         if node.tag.removeprefix("tag:yaml.org,2002:") not in _TAGS:
             raise UserError(f"line {node.start_mark.line + 1}: tag '{node.tag}' is not supported")
         if isinstance(node, yaml.ScalarNode):
-            return plain_value(node.value) if node.style is None else node.value
+            return _scalar(node) if node.style is None else node.value
         self.open_nodes.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -141,7 +156,7 @@ class _Builder:
     def _entries(self, node: yaml.MappingNode) -> Iterator[tuple[str, int, yaml.Node]]:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(plain_value(key_node.value), str):
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(_scalar(key_node), str):
                 self.document.problems.append(
                     (line, f"key '{getattr(key_node, 'value', '?')}' is not a name")
                 )

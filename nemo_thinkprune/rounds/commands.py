@@ -5,14 +5,18 @@ The modules that import torch are imported by the functions that need them, so t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.checks import check_recipe, model_problem
 from nemo_thinkprune.recipe.describe import describe_check
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file
 from nemo_thinkprune.recipe.load import load_recipe, recipe_from_dict, with_values
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
 
 if TYPE_CHECKING:
     from nemo_thinkprune.rewards.score_file import FileScore
@@ -32,7 +36,8 @@ def check(recipe: str, overrides: Sequence[str], *, engine: str) -> str:
     Raises:
         UserError: everything that is wrong with it.
     """
-    return describe_check(load_recipe(recipe, overrides), engine=engine)
+    loaded = _loaded(recipe, overrides)
+    return describe_check(loaded, engine=engine, length_reward=length_reward_formula(loaded))
 
 
 def train(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> None:
@@ -45,7 +50,7 @@ def train(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: S
     from nemo_thinkprune.training.start import last_step
     from nemo_thinkprune.training.start import train as run
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = _loaded(recipe, overrides)
     folder = run(loaded, run_dir or default_run_dir(recipe))
     write_results(folder)
     say(f"Report:   {folder / 'report.html'}")
@@ -64,7 +69,9 @@ def warmup(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
     """
     from nemo_thinkprune.training.start import warmup as run
 
-    return run(load_recipe(recipe, overrides), run_dir or default_run_dir(recipe))
+    loaded = _loaded(recipe, overrides)
+    check_recipe(loaded)
+    return run(loaded, run_dir or default_run_dir(recipe))
 
 
 def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: S
     from nemo_thinkprune.rounds.prune import prune as run
     from nemo_thinkprune.training.start import starting_point
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = _loaded(recipe, overrides)
     check_recipe(loaded)
     folder, start = starting_point(loaded.policy.model_name)
     if (checkpoint := loaded.policy.pretrained_checkpoint) is not None:
@@ -95,7 +102,7 @@ def quickstart(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, s
     from nemo_thinkprune.rounds.local import local_engine
     from nemo_thinkprune.rounds.quickstart import quickstart as run
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = _loaded(recipe, overrides)
     check_recipe(loaded)
     return run(loaded, run_dir or default_run_dir(recipe), engine=local_engine(loaded), say=say)
 
@@ -116,10 +123,8 @@ def evaluate(
 ) -> str:
     """Measure a model on a set of problems; return the table of what was written to `out`.
 
-    Accuracy is also given as if responses had been cut at each limit of `within`.
-
-    Prompts and layout come from `recipe`; without one from the recipe that a checkpoint was trained with, and
-    for any other model from the defaults.
+    Accuracy is also given as if responses had been cut at each limit of `within`.  Prompts and layout come
+    from `recipe`; without one from the recipe of a checkpoint, and for any other model from the defaults.
 
     Raises:
         UserError: a model or data that cannot be used.
@@ -128,21 +133,15 @@ def evaluate(
     from nemo_thinkprune.reporting.table import evaluation_table
     from nemo_thinkprune.training.console import run_with_progress
 
-    stem = f"{Path(model).resolve().name}_{Path(data).stem}_{limit}.json"
-    out = out or Path("eval") / stem
+    if problem := model_problem(model):
+        raise UserError(f"MODEL {problem}")
+    data_name = Path(os.path.abspath(data)).stem
+    out = out or Path("eval") / f"{Path(model).resolve().name}_{data_name}_{limit}.json"
     summary = evaluate_model(
-        model,
-        data=data,
-        limit=limit,
-        samples=samples,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        recipe=_evaluation_recipe(model, data, recipe, overrides),
-        limits=within,
-        out=out,
+        model, data=data, limit=limit, samples=samples, temperature=temperature, top_p=top_p, top_k=top_k,
+        recipe=_evaluation_recipe(model, data, recipe, overrides), limits=within, out=out,
         run=run_with_progress,
-    )
+    )  # fmt: skip
     return f"{evaluation_table(summary)}\n\nNumbers:   {out}\nResponses: {out.with_suffix('.jsonl')}"
 
 
@@ -161,10 +160,17 @@ def score(
         return score_file(path, out, scorer=scorer)
 
 
+def _loaded(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """Load a recipe and refuse settings of its length reward that the reward would refuse later."""
+    loaded = load_recipe(recipe, overrides)
+    length_reward_formula(loaded)
+    return loaded
+
+
 def _evaluation_recipe(model: str, data: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe that an evaluation takes its prompts, scoring and layout from."""
     recorded = Path(model) / "config.yaml"
-    if recipe is None and recorded.is_file():
+    if recipe is None and is_file(recorded):
         recipe = str(recorded)
     if recipe is not None:
         return load_recipe(recipe, overrides)

@@ -1,13 +1,17 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from nemo_thinkprune.algorithms.losses import LossConfig
 from nemo_thinkprune.evaluation import run as evaluation
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import dump_yaml, load_recipe
 from nemo_thinkprune.reporting import report
+from nemo_thinkprune.rewards.length_rewards import LENGTH_REWARDS, Group, length_reward
 from nemo_thinkprune.rounds import commands, prune
+from nemo_thinkprune.rounds.length_reward_formula import FORMULAS, length_reward_formula
 from nemo_thinkprune.training import start
 
 MEASURED = {"accuracy": 0.5, "mean_tokens": 41.5}
@@ -100,3 +104,77 @@ def test_a_recipe_is_checked_before_anything_starts(verb, tmp_path):
     with pytest.raises(UserError, match="overlong_filtering"):
         verb("quickstart", ["grpo.overlong_filtering=true"], tmp_path / "run", say=print)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "train", "prune", "warmup", "quickstart"])
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ("{target: 100, alfa: 1}", "thinkprune.length_reward: .*unknown 'alfa'"),
+        ("{}", "thinkprune.length_reward: .*missing 'target'"),
+        ("{target: abc}", "thinkprune.length_reward: .*target must be a number"),
+        ("{target: -5}", "thinkprune.length_reward: .*target must be positive"),
+    ],
+)
+def test_settings_of_the_length_reward_are_checked_before_anything_starts(verb, params, says, tmp_path):
+    overrides = ["thinkprune.length_reward.name=l1_exact", f"thinkprune.length_reward.params={params}"]
+    calls = {
+        "check": lambda: commands.check("quickstart", overrides, engine="local"),
+        "warmup": lambda: commands.warmup("quickstart", overrides, tmp_path / "run"),
+    }
+    run = calls.get(
+        verb, lambda: getattr(commands, verb)("quickstart", overrides, tmp_path / "run", say=print)
+    )
+    with pytest.raises(UserError, match=says):
+        run()
+    assert not (tmp_path / "run").exists()
+
+
+REWARDS = {
+    "arora_zanette": {"alpha": 0.25},
+    "l1_exact": {"target": 50, "alpha": 0.01},
+    "l1_max": {"target": 50, "alpha": 0.01},
+    "dapo_overlong": {"max_length": 100, "buffer": 30},
+}
+
+
+def test_every_length_reward_has_a_formula_and_a_case_here():
+    assert set(REWARDS) == set(FORMULAS) == set(LENGTH_REWARDS) - {"none"}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_the_formula_that_check_shows_is_the_reward(name):
+    overrides = [
+        f"thinkprune.length_reward.name={name}",
+        f"thinkprune.length_reward.params={json.dumps(REWARDS[name])}",
+    ]
+    formula = length_reward_formula(load_recipe("thinkprune", overrides))
+    assert f"\n  {formula}\n    correct: 1 for a correct" in commands.check(
+        "thinkprune", overrides, engine="local"
+    )
+    reward = length_reward(name, REWARDS[name])
+    group = Group(correct=(True, True, False), lengths=(40, 95, 70))
+    fixed = {"mean": 67.5, "std": 27.5, "sigmoid": lambda x: 1 / (1 + math.exp(-x))}
+    for correct in (True, False):
+        for finished in (True, False):
+            for length in (20, 60, 95, 120):
+                values = {**fixed, "correct": correct, "finished": finished, "L": length}
+                shown = eval(formula.removeprefix(f"{name}: "), {}, values)
+                assert shown == pytest.approx(reward(correct, length, finished, group))
+
+
+def test_check_says_which_gradient_the_kl_term_has():
+    assert LossConfig().kl_score_function is True
+    said = "times p / stop_gradient(p), NeMo-RL's score-function factor: the gradient of KL(p || ref)"
+    assert said in commands.check("thinkprune", [], engine="local")
+    without = commands.check("thinkprune", ["loss_fn.reference_policy_kl_penalty=0"], engine="local")
+    assert "stop_gradient" not in without
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "/no/such/folder", ""], ids=range(4))
+def test_a_model_that_cannot_be_one_is_refused_before_it_is_looked_for(name, evaluated):
+    with pytest.raises(UserError, match="MODEL "):
+        evaluate(name)
+    with pytest.raises(UserError, match=r"policy\.model_name "):
+        commands.warmup("quickstart", [f'policy.model_name="{name}"'.replace("\0", "\\0")], None)
+    assert not evaluated
