@@ -144,10 +144,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438) over packed responses.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, each response for itself.
-    After the last token V is 0 when the response is finished.  When it is not, V there is taken as V at the
-    last token, so that a window of an unfinished response can be trained (EGAE of T-PPO, arXiv 2506.15050):
-    its last delta is r + (gamma - 1) V.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, each response for itself. After
+    the last token of a finished response V is 0. For an unfinished one it is V at the last token, whose delta
+    thus is r + (gamma - 1) V: a window of a response can be trained (EGAE of T-PPO, arXiv 2506.15050).
 
     Args:
         rewards: [T] float, the reward of each token, responses end to end.
@@ -158,16 +157,14 @@ def gae(
         finished: [S] bool; None: all are.
 
     Returns:
-        Advantages [T] and returns [T] = advantages + values, the targets of a value function with this
-        lambda.
+        Advantages [T] and returns [T] = advantages + values, the targets of a value function.
 
     Raises:
         ValueError: when the lengths do not sum to T.
     """
-    if int(lengths.sum()) != len(rewards) or rewards.shape != values.shape:
-        raise ValueError(
-            f"lengths sum to {int(lengths.sum())}; rewards have {len(rewards)}, values {len(values)} tokens"
-        )
+    total = int(lengths.sum())
+    if total != len(rewards) or rewards.shape != values.shape:
+        raise ValueError(f"lengths sum to {total}; rewards are {len(rewards)}, values {len(values)} tokens")
     if not len(rewards):
         return torch.zeros_like(rewards), torch.zeros_like(rewards)
     present = torch.arange(int(lengths.max()), device=rewards.device) < lengths[:, None]
@@ -178,16 +175,24 @@ def gae(
         last = padded_values.gather(1, (lengths - 1).clamp_min(0)[:, None]).squeeze(1)
         after_last = torch.where(finished, after_last, last)
     decay = gamma * torch.as_tensor(lam, dtype=rewards.dtype, device=rewards.device).expand(len(lengths))
-    advantages = torch.zeros_like(padded_rewards)
-    next_advantage, next_value = rewards.new_zeros(len(lengths)), after_last
-    for t in reversed(range(present.shape[1])):
-        delta = padded_rewards[:, t] + gamma * next_value - padded_values[:, t]
+    padded = _gae_backwards(padded_rewards, padded_values, present, after_last, decay=decay, gamma=gamma)
+    advantages = padded[present]
+    return advantages, advantages + values
+
+
+def _gae_backwards(
+    rewards: Tensor, values: Tensor, present: Tensor, after_last: Tensor, *, decay: Tensor, gamma: float
+) -> Tensor:
+    """Advantages [S, L] of padded responses; `present` [S, L] tells tokens from padding, the rest is [S]."""
+    advantages = torch.zeros_like(rewards)
+    next_advantage, next_value = torch.zeros_like(after_last), after_last
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantages[:, t] = delta + decay * next_advantage
         # Before a response's end is reached, the state that follows its last token is carried along.
         next_advantage = torch.where(present[:, t], advantages[:, t], next_advantage)
-        next_value = torch.where(present[:, t], padded_values[:, t], next_value)
-    flat = advantages[present]
-    return flat, flat + values
+        next_value = torch.where(present[:, t], values[:, t], next_value)
+    return advantages
 
 
 def length_adaptive_lambda(

@@ -28,12 +28,23 @@ Source of the argument: Tang and Munos, arXiv 2506.09477.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 KLType = Literal["k1", "k2", "k3"]
+
+_ESTIMATES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "k1": torch.neg,
+        "k2": lambda d: d.square() / 2,
+        # expm1 keeps the digits that exp(d) - 1 loses when policy and reference are close.
+        "k3": lambda d: torch.expm1(d) - d,
+    }
+)
 
 
 def kl_estimate(
@@ -51,7 +62,7 @@ def kl_estimate(
         logprobs: log-probs of the sampled tokens under the policy, any shape, with gradient.
         reference_logprobs: those under the reference, same shape, without gradient.
         kind: k1, k2 or k3.
-        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none.  A clamped token has no
+        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none. A clamped token has no
             gradient but that of the score-function factor.
         output_clamp: bound on |estimate|, NeMo-RL's kl_output_clamp_value; None: none.
         score_function: multiply by exp(log p - stop_gradient(log p)), after the clamps.
@@ -62,18 +73,12 @@ def kl_estimate(
     Raises:
         ValueError: unknown kind.
     """
+    if kind not in _ESTIMATES:
+        raise ValueError(f"unknown KL estimator {kind!r}: use {', '.join(_ESTIMATES)}")
     d = reference_logprobs - logprobs
     if input_clamp is not None:
         d = d.clamp(-input_clamp, input_clamp)
-    if kind == "k1":
-        estimate = -d
-    elif kind == "k2":
-        estimate = d.square() / 2
-    elif kind == "k3":
-        # expm1 keeps the digits that exp(d) - 1 loses when policy and reference are close.
-        estimate = torch.expm1(d) - d
-    else:
-        raise ValueError(f"unknown KL estimator {kind!r}: use k1, k2 or k3")
+    estimate = _ESTIMATES[kind](d)
     if output_clamp is not None:
         estimate = estimate.clamp(-output_clamp, output_clamp)
     if score_function:
