@@ -72,13 +72,6 @@ def transformer_config(
 ) -> TransformerConfig:
     """Translate the architecture and this run's options into Megatron-Core's terms."""
     on_gpu = device.type == "cuda"
-    recompute: dict[str, Any] = {}
-    if options.activation_checkpointing:
-        recompute = {"recompute_granularity": options.recompute_granularity}
-        if options.recompute_granularity == "full":
-            recompute |= {"recompute_method": "uniform", "recompute_num_layers": 1}
-        else:
-            recompute |= {"recompute_modules": list(options.recompute_modules)}
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -112,8 +105,16 @@ def transformer_config(
         masked_softmax_fusion=False,
         bias_activation_fusion=on_gpu,
         apply_rope_fusion=on_gpu and specs.HAVE_TE,
-        **recompute,
+        **_recompute(options),
     )
+
+
+def _recompute(options: ModelOptions) -> dict[str, Any]:
+    if not options.activation_checkpointing:
+        return {}
+    if options.recompute_granularity == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return {"recompute_granularity": "selective", "recompute_modules": list(options.recompute_modules)}
 
 
 class RmsNorm(torch.nn.RMSNorm):

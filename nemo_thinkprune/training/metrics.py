@@ -28,7 +28,7 @@ def step_row(
     rewards = [s.verdict.reward for s in samples]
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
     sums: Counter[str] = Counter()
-    for update in updates:
+    for update in updates:  # Counter's + would drop negative sums
         sums.update(update.sums)
     tokens = sums["tokens"] or 1.0
     reasons = Counter(str(s.verdict.reason) for s in samples)
@@ -38,9 +38,7 @@ def step_row(
         "reward_mean": _mean(rewards),
         "accuracy": reasons["correct"] / len(samples),
         "response_tokens_mean": _mean(lengths),
-        "response_tokens_p50": percentile(lengths, 50),
-        "response_tokens_p90": percentile(lengths, 90),
-        "response_tokens_p99": percentile(lengths, 99),
+        **{f"response_tokens_p{q}": percentile(lengths, q) for q in (50, 90, 99)},
         "truncated_share": sum(not s.rollout.finished for s in samples) / len(samples),
         "mixed_group_share": sum(len(set(group)) > 1 for group in groups) / len(groups),
         "reasons": dict(sorted(reasons.items())),
