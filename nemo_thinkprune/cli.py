@@ -208,17 +208,25 @@ def prepare(
         typer.Option("--from", help="Training data: file, folder or hub id; default Eurus-2-RL."),
     ] = None,
     family: Annotated[Family, typer.Option(help="Prompt family of the example.")] = Family.DEEPSEEK,
+    aime: Annotated[
+        str | None,
+        typer.Option("--aime", help="AIME22-24: the released test_aime.parquet, or a hub id."),
+    ] = None,
     evaluation: Annotated[
-        list[str] | None, typer.Option("--eval", help="Evaluation data; may be given several times.")
+        list[str] | None, typer.Option("--eval", help="More evaluation data; may be given several times.")
     ] = None,
 ) -> None:
     """Write the training and evaluation problems, with counts and checksums."""
+    from nemo_thinkprune.data.prepare import aime_missing
     from nemo_thinkprune.data.prepare import prepare as run
 
-    for file in run(out=out, source=source, family=family.value, eval_files=evaluation or []):
-        typer.echo(f"{file.path}  {file.rows} rows  sha256 {file.sha256}")
+    for file in run(out=out, source=source, family=family.value, eval_files=evaluation or [], aime=aime):
+        rows = "" if file.rows is None else f"{file.rows} rows  "
+        typer.echo(f"{file.path}  {rows}sha256 {file.sha256}")
         for note in file.notes:
             typer.echo(f"  {note}")
+    if aime is None:
+        typer.echo(aime_missing(out))
 
 
 def main() -> None:

@@ -213,4 +213,65 @@ def test_data_prepare_prints_counts_and_checksums(invoke, tmp_path):
     result = invoke("data", "prepare", "--from", str(source), "--eval", str(source), "--out", str(out))
     assert result.exit_code == 0, result.output
     assert f"{out}/train.jsonl  2 rows  sha256 " in result.output
+    assert f"{out}/prompt_deepseek.txt  sha256 " in result.output
+    assert f"{out}/manifest.json  sha256 " in result.output
     assert (out / "manifest.json").is_file()
+
+
+def test_data_prepare_says_how_to_get_what_it_was_not_given(invoke, tmp_path):
+    source = tmp_path / "problems.jsonl"
+    source.write_text('{"question": "1+1?", "answer": "2"}\n')
+    out = tmp_path / "out"
+    result = invoke("data", "prepare", "--from", str(source), "--out", str(out))
+    assert result.exit_code == 0
+    assert f"{out}/aime22-24.jsonl was not written" in result.output
+    assert "/UCSB-NLP-Chang/ThinkPrune/raw/HEAD/aux_data/test_aime.parquet\n" in result.output
+    assert f"thinkprune data prepare --out {out} --aime test_aime.parquet" in result.output
+    downloaded = tmp_path / "test_aime.jsonl"
+    downloaded.write_text(
+        "".join(
+            f'{{"problem": "{source}?", "reward_model": {{"ground_truth": "1"}}, "data_source": "{source}"}}\n'
+            for source in ("AIME22", "AIME23", "AIME24")
+        )
+    )
+    result = invoke("data", "prepare", "--from", str(source), "--out", str(out), "--aime", str(downloaded))
+    assert result.exit_code == 0, result.output
+    assert f"{out}/aime22-24.jsonl  3 rows  sha256 " in result.output
+    assert f"{out}/aime24.jsonl  1 rows  sha256 " in result.output
+    assert "was not written" not in result.output
+
+
+def test_data_prepare_into_a_file(invoke, tmp_path):
+    source = tmp_path / "problems.jsonl"
+    source.write_text('{"question": "1+1?", "answer": "2"}\n')
+    result = invoke("data", "prepare", "--from", str(source), "--out", str(source))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and "--out names a folder" in result.stderr
+
+
+def test_scoring_with_too_little_memory_is_wrong_usage(invoke, tmp_path):
+    result = invoke("score", str(tmp_path / "f"), "--memory-mb", "255")
+    assert result.exit_code == 2
+    assert "256" in result.stderr and "Usage:" in result.stderr
+
+
+LIGHT = ("recipe", "data", "reporting", "rewards")
+
+
+def test_no_module_of_the_light_rooms_imports_a_framework():
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "import checkpoints_tools, nemo_thinkprune.cli\n"
+        f"rooms = [checkpoints_tools, *(importlib.import_module('nemo_thinkprune.' + r) for r in {LIGHT})]\n"
+        "count = 1\n"
+        "for room in rooms:\n"
+        "    for module in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "        found = {'torch', 'ray', 'vllm', 'megatron'} & set(sys.modules)\n"
+        "        assert not found, (module.name, found)\n"
+        "        count += 1\n"
+        "print(count)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50

@@ -84,9 +84,12 @@ def read_ledger(path: str | Path) -> list[LedgerRow]:
         UserError: when the file is missing or a line is not a ledger row.
     """
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        # Not splitlines(): it would also break at U+2028, which may stand inside a problem's id.
+        lines = Path(path).read_text("utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read the ledger {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the ledger {path} is not UTF-8 text: it was damaged") from error
     return [_parse_row(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -143,13 +146,14 @@ def _check_ids(ledger: Ledger, problem_ids: Sequence[str]) -> None:
 
 def _parse_row(line: str, where: str) -> LedgerRow:
     try:
-        return _row_from(json.loads(line), where)
-    except json.JSONDecodeError as error:
+        raw = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
+    return _row_from(raw, where)
 
 
 def _row_from(raw: Any, where: str) -> LedgerRow:
     try:
         return LedgerRow(int(raw["step"]), int(raw["epoch"]), tuple(str(item) for item in raw["problem_ids"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where} is not a ledger row (step, epoch, problem_ids): {error!r}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,14 +93,35 @@ def problems_from_table(
     problems = []
     for name, row in named:
         question = question_text(_lookup(row, question_column))
-        answer = answer_text(_lookup(row, answer_column))
+        answer = _with_percent(answer_text(_lookup(row, answer_column)), row)
         if not question or not answer:
             missing = question_column if not question else answer_column
             raise UserError(
                 f"{table.name}, row {name}: {missing!r} has no usable text: {_lookup(row, missing)!r}"
             )
-        problems.append(Problem(name, question, answer, _source_of(row, table.name), _level_of(row)))
+        problem = Problem(name, question, answer, _source_of(row, table.name), _level_of(row))
+        _check_text(problem, table.name)
+        problems.append(problem)
     return problems
+
+
+def _with_percent(answer: str, row: Mapping[str, Any]) -> str:
+    """Join the percent sign that OlympiadBench keeps in a column of its own: 4.2 is not 4.2%.
+
+    Other units stay out, as the question names them.
+    """
+    unit = row.get("unit")
+    is_percent = isinstance(unit, str) and unit.strip().strip("$").strip() in ("%", "\\%")
+    return f"{answer}%" if is_percent and answer and not answer.endswith("%") else answer
+
+
+def _check_text(problem: Problem, table_name: str) -> None:
+    """Refuse half a surrogate pair, which JSON can escape but no file or tokenizer can take."""
+    for value in (problem.id, problem.question, problem.answer, problem.source):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{table_name}, row {problem.id!r}: {error.reason} in {value[:80]!r}") from error
 
 
 def question_text(value: Any) -> str:
@@ -123,17 +145,22 @@ def question_text(value: Any) -> str:
 def answer_text(value: Any) -> str:
     """Return the gold answer of a cell as text, or "" when there is none.
 
-    Lists join with ", "; 27.0 becomes "27", as integers are stored as floats in some files; unescaped dollar
-    signs, which only delimit mathematics, are removed.
+    Lists join with ", "; 27.0 becomes "27", as integers are stored as floats in some files; NaN and infinite
+    numbers are no answer; unescaped dollar signs, which only delimit mathematics, are removed.
     """
     if isinstance(value, list):
-        return ", ".join(filter(None, map(answer_text, value)))
-    if isinstance(value, bool) or value is None:
+        # Part of an answer must not pass for the whole.
+        return "" if any(map(_not_finite, value)) else ", ".join(filter(None, map(answer_text, value)))
+    if isinstance(value, bool) or value is None or _not_finite(value):
         return ""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     text = str(value).strip()
     return text.replace("\\$", "\0").replace("$", "").replace("\0", "\\$").strip()
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _select_sources(table: Table, sources: Sequence[str] | None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -171,9 +198,10 @@ def _find_column(
 def _columns(row: Mapping[str, Any]) -> list[str]:
     names: list[str] = []
     for key, value in row.items():
-        names.extend(f"{key}.{inner}" for inner in value) if isinstance(value, Mapping) else names.append(
-            str(key)
-        )
+        if isinstance(value, Mapping):
+            names += [f"{key}.{inner}" for inner in value]
+        else:
+            names.append(str(key))
     return names
 
 
@@ -212,5 +240,5 @@ def _level_of(row: Mapping[str, Any]) -> int | None:
     level = row.get("level")
     if isinstance(level, str):
         level = level.removeprefix("Level ").strip()
-        return int(level) if level.isdecimal() else None
+        return int(level) if level.isdecimal() and len(level) < 10 else None
     return level if isinstance(level, int) and not isinstance(level, bool) else None

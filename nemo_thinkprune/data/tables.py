@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file, is_folder
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -36,14 +38,14 @@ def read_table(path_or_hub_id: str | Path, *, split: str | None = None) -> Table
     Raises:
         UserError: when nothing is there, nothing matches, or a file is not what its suffix says.
     """
-    text, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
-    if path.is_file():
+    text, path = str(path_or_hub_id), Path(os.path.expanduser(path_or_hub_id))
+    if is_file(path):
         if split is not None:
             raise UserError(
                 f"{path} is one file: a split ({split!r}) can only be chosen from a folder or a hub data set"
             )
         return Table(text, read_rows(path), (path,))
-    if path.is_dir():
+    if is_folder(path):
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in _SUFFIXES)
         files = tuple(path / name for name in choose_split(names, split, text))
         return Table(text, [row for file in files for row in read_rows(file)], files)
@@ -64,7 +66,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: unknown format; give a .jsonl, .json or .parquet file")
     try:
         rows = _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it holds bytes that are not UTF-8 text ({error})") from error
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: every row must be an object with named columns")
@@ -109,10 +113,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _read_json(path: Path) -> list[Any]:
     text = path.read_text("utf-8")
     if path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
+        rows = _parse(text, str(path))
         if not isinstance(rows, list):
             raise UserError(f"{path} must be a list of rows")
         return rows
@@ -120,11 +121,19 @@ def _read_json(path: Path) -> list[Any]:
     # Split at newlines only: splitlines() would also break at U+2028, which may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is not JSON: {error}") from error
+            rows.append(_parse(line, f"{path} line {number}"))
     return rows
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{where} has a number of thousands of digits: write it as text") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply") from error
 
 
 def _read_hub(hub_id: str, split: str | None) -> Table:

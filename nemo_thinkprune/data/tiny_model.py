@@ -28,21 +28,8 @@ CHAT_TEMPLATE = (
 def vocabulary() -> list[str]:
     """Return the 62 words in the order of their ids; the last few are reserved."""
     words = [PAD, "<|im_start|>", END, UNKNOWN, "system", "user", "assistant"]
-    words += [
-        "<think>",
-        "</think>",
-        "\\boxed{",
-        "}",
-        "start",
-        "result",
-        "?",
-        ";",
-        ":",
-        "=",
-        ",",
-        "wait",
-        "check",
-    ]
+    words += ["<think>", "</think>", "\\boxed{", "}", "start", "result", "?", ";", ":", "=", ","]
+    words += ["wait", "check"]
     words += list("abcdef")[:MAX_OPERATIONS]
     words += [f"{d:+d}" for d in range(-MAX_OPERAND, MAX_OPERAND + 1) if d != 0]
     words += [str(value) for value in range(MAX_VALUE + 1)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_thinkprune.data.ledger import Ledger, ledger_row, read_ledger, verify_ledger
+from nemo_thinkprune.data.ledger import Ledger, LedgerRow, ledger_row, read_ledger, verify_ledger
 from nemo_thinkprune.recipe.errors import UserError
 
 IDS = [f"p{i}" for i in range(11)]
@@ -97,6 +97,27 @@ def test_a_damaged_record_is_refused_by_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match="line 1"):
         read_ledger(path)
+
+
+def test_numbers_nesting_and_bytes_that_no_ledger_has(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    row = b'{"step": 1, "epoch": 0, "problem_ids": ["p"]}\n'
+    for text, message in [
+        (b'{"step": %s}' % (b"9" * 5000), "line 2 is not JSON"),
+        (b"[" * 99_999, "line 2 is not JSON"),
+        (b'{"step": Infinity, "epoch": 0, "problem_ids": []}', "line 2 is not a ledger row"),
+        (b"\xff", "is not UTF-8 text"),
+    ]:
+        path.write_bytes(row + text)
+        with pytest.raises(UserError, match=message):
+            read_ledger(path)
+
+
+def test_a_line_separator_inside_an_id_does_not_end_the_row(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    row = LedgerRow(1, 0, ("a\u2028b", "c\x85d"))
+    path.write_text(json.dumps(row.to_json(), ensure_ascii=False) + "\n", "utf-8")
+    assert read_ledger(path) == [row]
 
 
 def test_a_missing_record_is_a_user_error(tmp_path):

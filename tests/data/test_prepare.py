@@ -10,6 +10,7 @@ import pytest
 from nemo_thinkprune.data.prepare import prepare
 from nemo_thinkprune.data.problems import EURUS_SUFFIX, load_problems
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.load import load_recipe
 
 
 def eurus(question, gold, source):
@@ -62,7 +63,8 @@ def test_the_subset_is_taken_and_everything_reported(inputs, tmp_path):
         assert file.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
     manifest = json.loads(files["manifest.json"].path.read_text())
     assert manifest["origins"] == {"train": inputs[0], "aime": inputs[1]}
-    assert [entry["rows"] for entry in manifest["files"]] == [3, 2, 0]
+    assert [entry.get("rows") for entry in manifest["files"]] == [3, 2, None]
+    assert [file.rows for file in files.values()] == [3, 2, None, None]
 
 
 def test_the_example_is_the_released_prompt(inputs, tmp_path):
@@ -96,3 +98,89 @@ def test_nothing_is_written_when_an_input_is_wrong(inputs, tmp_path):
         with pytest.raises(UserError, match=message):
             prepare(out=out, source=inputs[0], family=family, eval_files=sets)
     assert not out.exists()
+
+
+@pytest.fixture
+def aime(tmp_path):
+    rows = [
+        {"problem": f"{source} number {n}?", "data_source": source, "reward_model": {"ground_truth": f"0{n}"}}
+        for source in ("AIME22", "AIME23", "AIME24")
+        for n in range(3)
+    ]
+    rows[0]["problem"] = "One plus one?"
+    path = tmp_path / "test_aime.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_aime_is_written_whole_and_its_test_year_once_more(inputs, aime, tmp_path):
+    out = tmp_path / "out"
+    files = prepare(out=out, source=inputs[0], family="qwen", eval_files=[], aime=aime)
+    assert [file.path.name for file in files[:3]] == ["train.jsonl", "aime22-24.jsonl", "aime24.jsonl"]
+    assert [file.rows for file in files[:3]] == [3, 9, 3]
+    assert files[1].notes == (
+        "AIME22: 3, AIME23: 3, AIME24: 3",
+        "1 of 9 questions are also training questions",
+    )
+    selection = load_problems(out / "aime22-24.jsonl", sources=["AIME22", "AIME23"])
+    test = load_problems(out / "aime24.jsonl")
+    assert {p.source for p in selection} == {"AIME22", "AIME23"} and len(selection) == 6
+    assert {p.source for p in test} == {"AIME24"} and len(test) == 3
+    assert not {p.question for p in selection} & {p.question for p in test}
+
+
+def test_these_are_the_files_that_the_paper_recipe_names(inputs, aime, tmp_path):
+    recipe = load_recipe("thinkprune")
+    made = prepare(out=tmp_path / "data", source=inputs[0], family="qwen", eval_files=[], aime=aime)
+    named = [
+        recipe.data.train[0].data_path,
+        recipe.data.validation[0].data_path,
+        recipe.thinkprune.report_data,
+    ]
+    assert set(named) <= {f"data/{file.path.name}" for file in made}
+    assert recipe.data.validation[0].sources == ["AIME22", "AIME23"]
+
+
+def test_a_file_of_the_users_own_stands_for_the_test_year(inputs, aime, tmp_path):
+    own = tmp_path / "aime24.jsonl"
+    own.write_text('{"question": "Mine?", "answer": "1"}\n')
+    files = prepare(out=tmp_path / "out", source=inputs[0], family="qwen", eval_files=[str(own)], aime=aime)
+    assert [(file.path.name, file.rows) for file in files[1:3]] == [
+        ("aime22-24.jsonl", 9),
+        ("aime24.jsonl", 1),
+    ]
+
+
+def test_other_data_is_not_taken_for_aime(inputs, tmp_path):
+    with pytest.raises(UserError, match=r"expected the rows of AIME22, AIME23, AIME24.*'AIME22': 1.*--eval"):
+        prepare(out=tmp_path / "out", source=inputs[0], family="qwen", eval_files=[], aime=inputs[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_as_evaluation_data_needs_a_name(inputs, tmp_path, monkeypatch):
+    folder = tmp_path / "sets.v1"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text('{"question": "q?", "answer": "1"}\n')
+    monkeypatch.chdir(folder)
+    files = prepare(out=tmp_path / "out", source=inputs[0], family="qwen", eval_files=["."])
+    assert files[1].path.name == "sets.v1.jsonl"
+    for given in ("", "/"):
+        with pytest.raises(UserError, match="has no name to write it under"):
+            prepare(out=tmp_path / "out", source=inputs[0], family="qwen", eval_files=[given])
+
+
+def test_half_a_character_is_refused_before_anything_is_written(tmp_path):
+    source = tmp_path / "half.jsonl"
+    source.write_text('{"question": "q \\ud800", "answer": "1"}\n')
+    with pytest.raises(UserError, match="surrogates not allowed"):
+        prepare(out=tmp_path / "out", source=str(source), family="qwen", eval_files=[])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(inputs, tmp_path):
+    file = tmp_path / "out"
+    file.write_text("mine")
+    for out, message in [(file, "is a file: --out names a folder"), (file / "x", "cannot write into")]:
+        with pytest.raises(UserError, match=message):
+            prepare(out=out, source=inputs[0], family="qwen", eval_files=[])
+    assert file.read_text() == "mine"

@@ -129,6 +129,9 @@ def test_the_split_of_a_folder_is_chosen_by_file_name(tmp_path):
         (None, ""),
         (True, ""),
         ([], ""),
+        (float("nan"), ""),
+        (float("inf"), ""),
+        ([1, float("-inf")], ""),
     ],
 )
 def test_answers_become_text(value, text):
@@ -155,13 +158,54 @@ def test_what_is_no_question(value):
         ('{"question": "q", "answer": "1"}\nnot json', "line 2 is not JSON"),
         ("[1, 2]", "must be an object"),
         ("", "has no rows"),
+        ('{"question": "q", "answer": NaN}', "no answer column found|has no usable text"),
+        ('{"question": "q", "answer": "1"}\n{"question": "q", "answer": -Infinity}', "x-1: 'answer' has no"),
+        ('{"question": "q", "answer": %s}' % ("9" * 5000), "line 1 has a number of thousands of digits"),
+        ('{"question": "q", "answer": ' + "[" * 99_999 + "]" * 99_999 + "}", "line 1 is nested too deeply"),
+        ('{"question": "q \\ud800", "answer": "1"}', "row 'x-0': surrogates not allowed"),
+        ('{"question": "q", "answer": "\\udfff"}', "surrogates not allowed"),
+        ('{"question": "q", "answer": "1", "source": "\\ud800"}', "surrogates not allowed"),
+        (b'{"question": "q\xff", "answer": "1"}', "not UTF-8 text"),
     ],
 )
 def test_unusable_files_are_explained(tmp_path, content, message):
     path = tmp_path / "x.jsonl"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         load_problems(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".jsonl", "a" * 300, "a\0b.jsonl", "~no-such-user/x.jsonl"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(UserError, match="does not exist"):
+        load_problems(name)
+
+
+def test_a_level_of_many_digits_is_none(tmp_path):
+    path = jsonl(tmp_path / "x.jsonl", [{"question": "q", "answer": "1", "level": "9" * 5000}])
+    assert load_problems(path)[0].level is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "gold"),
+    [
+        ("%", "4.2%"),
+        ("\\%", "4.2%"),
+        ("$\\%$", "4.2%"),
+        (None, "4.2"),
+        ("km", "4.2"),
+        ("", "4.2"),
+        (5, "4.2"),
+    ],
+)
+def test_a_percent_sign_in_a_column_of_its_own_belongs_to_the_answer(tmp_path, unit, gold):
+    rows = [{"id": 7, "question": "By how much?", "final_answer": ["4.2"], "unit": unit}]
+    assert [problem.answer for problem in load_problems(jsonl(tmp_path / "x.jsonl", rows))] == [gold]
+
+
+def test_a_percent_sign_is_not_joined_twice(tmp_path):
+    rows = [{"question": "By how much?", "answer": "5\\%", "unit": "%"}]
+    assert load_problems(jsonl(tmp_path / "x.jsonl", rows))[0].answer == "5\\%"
 
 
 def test_unusable_names_are_explained(tmp_path):
