@@ -226,7 +226,7 @@ def prepare(
         for note in file.notes:
             typer.echo(f"  {note}")
     if aime is None:
-        typer.echo(aime_missing(out))
+        typer.echo(aime_missing(out, source))
 
 
 def main() -> None:

@@ -226,7 +226,7 @@ def test_data_prepare_says_how_to_get_what_it_was_not_given(invoke, tmp_path):
     assert result.exit_code == 0
     assert f"{out}/aime22-24.jsonl was not written" in result.output
     assert "/UCSB-NLP-Chang/ThinkPrune/raw/HEAD/aux_data/test_aime.parquet\n" in result.output
-    assert f"thinkprune data prepare --out {out} --aime test_aime.parquet" in result.output
+    assert f"thinkprune data prepare --out {out} --from {source} --aime test_aime.parquet" in result.output
     downloaded = tmp_path / "test_aime.jsonl"
     downloaded.write_text(
         "".join(

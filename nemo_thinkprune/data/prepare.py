@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -98,13 +99,14 @@ def prepare(
     return files
 
 
-def aime_missing(out: Path) -> str:
-    """Return what to do to get the evaluation problems that `prepare` was not given."""
+def aime_missing(out: Path, source: str | None) -> str:
+    """Return how to get the evaluation problems that `prepare` with these arguments was not given."""
+    given = ["--out", str(out), *(["--from", source] if source is not None else [])]
     return (
         f"{out / AIME}.jsonl was not written: AIME22 and AIME23, on which checkpoints are selected, and the test\n"
         "set AIME24 are a file that you download:\n"
         f"  {AIME_FILE}\n"
-        f"  thinkprune data prepare --out {out} --aime test_aime.parquet"
+        f"  thinkprune data prepare {shlex.join(given)} --aime test_aime.parquet"
     )
 
 

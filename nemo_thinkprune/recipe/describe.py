@@ -74,12 +74,13 @@ def _reward(recipe: Recipe, length_reward: str | None) -> list[str]:
     right = f"1 for a correct final answer within {limit} tokens, else 0; {cut}{hint}"
     if length_reward is None:
         return [right]
-    names = "  L: response tokens; mean, std: of L over the correct responses of the group"
-    return [
-        length_reward,
-        f"  correct: {right}",
-        names if "mean" in length_reward else "  L: response tokens",
-    ]
+    names = {
+        "L": "response tokens",
+        "finished": "1 unless the response was cut",
+        "mean, std": "of L over the correct responses of the group",
+    }
+    used = [f"{name}: {what}" for name, what in names.items() if name.partition(",")[0] in length_reward]
+    return [length_reward, f"  correct: {right}", f"  {'; '.join(used)}"]
 
 
 def _objective(recipe: Recipe) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
@@ -71,8 +72,8 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes as 64 lowercase hex digits, reading a megabyte at a time.
+def sha256_file(path: str | os.PathLike[str], *, pulse: Callable[[], None] | None = None) -> str:
+    """Return the SHA-256 of a file's bytes as 64 lowercase hex digits; `pulse` is called for each megabyte read.
 
     Raises:
         OSError: when the file cannot be read.
@@ -81,6 +82,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
+            if pulse is not None:
+                pulse()
     return digest.hexdigest()
 
 
