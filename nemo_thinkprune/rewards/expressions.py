@@ -35,6 +35,9 @@ _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,1000}\.?\d{0,1000}|\.\d{1,1000})(?:[eE][-+]?\d{1,3})?\s*")
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _COEFFICIENT = re.compile(r"(?<![_\d.}A-Za-z])(\d+)\s*(?=[(]|\\frac\{[^{}]*[^\d{}])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?|[A-Za-z])\s*\\degree(?![a-z])")
+_ODD_ROOT = re.compile(r"\\sqrt\s*\[\s*([1-9]?[13579])\s*\]\s*\{\s*-\s*(\d+)\s*\}")
+_PRIMED = re.compile(r"([A-Za-z])\s*('+)")
 _POINTS = (
     ((3, 7), (5, 11)),
     ((11, 13), (29, 23)),
@@ -89,6 +92,10 @@ def compare(answer: str, gold: str) -> bool:
 @lru_cache(maxsize=256)
 def parse(text: str, complex_numbers: bool) -> Any:
     """The sympy object of a LaTeX expression, or None."""
+    text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
+    text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
+    text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)
+    text = _PRIMED.sub(lambda match: f"{match[1]}_{{9{len(match[2])}}}", text)  # a name of its own
     text = _COEFFICIENT.sub(r"\1 \\cdot ", _DECIMAL.sub(_as_fraction, text.replace("%", r"\%")))
     try:
         parsed = latex2sympy(
@@ -116,6 +123,8 @@ def _numerically_equal(left: Any, right: Any) -> bool | None:
     """Equality of two scalars by their values to 30 digits; None where they have none."""
     if not all(isinstance(side, sympy.Expr) and not isinstance(side, Relational) for side in (left, right)):
         return None
+    bound = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
+    left, right = (side.doit() if side.has(*bound) else side for side in (left, right))
     if any(side.has(sympy.oo, -sympy.oo, sympy.nan, sympy.zoo) for side in (left, right)):
         return None
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)

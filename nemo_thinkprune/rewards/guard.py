@@ -20,6 +20,7 @@ _DIGIT_RUN = re.compile(rf"\d{{{MAX_DIGITS + 1},}}")
 _E_NOTATION = re.compile(r"\d[eE][-+]?\d{4,}")
 _POWER = re.compile(r"\^|\*\*")
 _FACTORIAL = re.compile(r"(\d+|[)}\]])\s*(?:\\?!)(?!\s*=)")
+_DOUBLE_FACTORIAL = re.compile(r"(?<!\d)\d{1,2}!!(?!\s*[)}\]]*\s*!)")
 _BINOMIAL = re.compile(r"\\[dt]?binom|\\choose|\{\s*\d+\s*\\choose")
 _NUMBER = re.compile(r"\d+")
 _PLAIN_EXPONENT = re.compile(r"[\s{(+-]*(\d+)")
@@ -53,6 +54,7 @@ def _depth(text: str) -> int:
 
 
 def _factorials(text: str) -> bool:
+    text = _DOUBLE_FACTORIAL.sub("", text)
     for match in _FACTORIAL.finditer(text):
         argument = match.group(1)
         if argument.isdigit():

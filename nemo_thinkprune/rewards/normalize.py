@@ -14,7 +14,7 @@ _CHARS = str.maketrans(
         "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ",
         "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "≈": r"\approx ", "°": r"\degree ", "º": r"\degree ",
         "⟨": r"\langle ", "⟩": r"\rangle ", "，": ",", "、": ",", "；": ";", "。": ".", "’": "'", "θ": r"\theta ",
-        "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
+        "ℝ": r"\mathbb{R}", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}",
         "¾": r"\frac{3}{4}", "⅛": r"\frac{1}{8}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
         "⌉": r"\rceil ", "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u00ad": "",
     }
@@ -30,12 +30,26 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:display|text|script)style(?![a-z])", ""),
         (r"\\(?:d|t|c)frac(?![a-z])", r"\\frac"),
         (r"\\(?:d|t)binom(?![a-z])", r"\\binom"),
-        (r"\\text(?:bf|it|rm|normal|sf|tt|up)(?![a-z])|\\math(?:rm|bf|it|sf|tt)(?![a-z])|\\mbox(?![a-z])", r"\\text"),
+        (r"\\math(?:bf|it|cal)\s*\{\s*([A-Za-z])\s*\}|\\mathrm\s*\{\s*([eid])\s*\}", r" \1\2 "),
+        (r"\\color\s*\{\s*[A-Za-z]*\s*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", ""),
+        (r"\\(?:boldsymbol|bm|bold|pmb|underline|mathcal)(?![a-zA-Z])", ""),
+        (r"\\overline\s*\{\s*([A-Z]{2,})\s*\}", r" \1 "),
+        (r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)|math(?:rm|bf|it|sf|tt)|mbox|emph)(?![a-z])", r"\\text"),
+        (r"^\s*\\text\s*\{\s*([-+]?\d[\d.,]*)\s+([^{}\d]*)\}\s*$", r"\1 \\text{\2}"),
         (r"\\text\s*\{([-+\d\s.,/:%]*\d[\d\s.,/%]*)\}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,\\[!,;:]|\\,|\\ |~|\\;|\\!)\s*(?=\d{3}(?!\d))", r"\\thousand"),
         (r"(?<!\\)\\[,;:! >]|~|\\q?quad(?![a-z])|\\(?:no|h|thin)space(?![a-z])", " "),
         (r"\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\}|\\degree|\{\s*\\degree\s*\}|\\text\{o\})", r"\\degree "),
         (r"\\degrees?(?![a-z])", r"\\degree "),
+        (r"\\text\s*\{\s*\\degree\s*\}", r"\\degree "),
+        (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-z]))", "'"),
+        (r"(?<=[\d})])\s*(?:\\text\s*\{\s*per\s?cent\s*\}|per\s?cent(?![a-z]))", "%"),
+        (r"(?<=\d)\s*(?:\\text\s*\{\s*)?(?<![A-Za-z])([apAP])\.\s?[mM]\.?\s*\}?\s*$", r" \\text{\1m}"),
+        (r"\\pounds(?![a-z])", "£"),
+        (r"\\&", ", "),
+        (r"\{([^{}\\]+)\\choose(?![a-z])([^{}\\]+)\}|^([^{}\\]+)\\choose(?![a-z])([^{}\\]+)$", r"\\binom{\1\3}{\2\4}"),
+        (r"(?<=[\d.])\s*\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", r"\\overline{\1\2\3}"),
+        (r"(?<=[\d.])\s*\\(?:dot|bar|overline)\s*(?:\{(\d+)\}|(\d))", r"\\overline{\1\2}"),
         (r"\\%|％", "%"),
         (r"\\leqslant(?![a-z])|\\le(?![a-z])|<=", r"\\leq "),
         (r"\\geqslant(?![a-z])|\\ge(?![a-z])|>=", r"\\geq "),
@@ -44,6 +58,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\ne(?![a-z])", r"\\neq "),
         (r"\\varnothing(?![a-z])", r"\\emptyset "),
         (r"\\infin(?![a-z])|(?<![\\a-z])infinity(?![a-z])|(?<![\\a-z])inf(?![a-z])", r"\\infty "),
+        (r"\\text\s*\{\s*([-+]?\s*\\infty)\s*\}", r" \1 "),
         (r"\\lbrace(?![a-z])", r"\\{"),
         (r"\\rbrace(?![a-z])", r"\\}"),
         (r"\\lbrack(?![a-z])", "["),
@@ -70,8 +85,9 @@ def normalize(text: str) -> str:
     """
     if not text.isascii():
         text = _ascii_mathematics(text)
-    if "matrix" not in text:
+    if r"\begin" not in text:
         text = _DOUBLE_BACKSLASH.sub(r"\\", text)
+        text = re.sub(r"(?<!\\)&", ",", text)
     text = _DELIMITERS.sub(" ", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -79,7 +95,7 @@ def normalize(text: str) -> str:
     text = _brace_arguments(" ".join(text.split()))
     text = text.strip().strip("*").strip()
     text = re.sub(r"^[:=]\s*", "", text)
-    return _strip_end(text)
+    return _split_words(_strip_end(text))
 
 
 def squeeze(text: str) -> str:
@@ -162,7 +178,7 @@ def _argument(text: str, position: int) -> tuple[str, int]:
 
 def _strip_end(text: str) -> str:
     """Without the punctuation of the sentence around it, and without braces around the whole."""
-    text = re.sub(r"[\s.,;:]+$", "", text) if not text.endswith(r"\ldots") else text
+    text = re.sub(r"(?:[\s.,;:]|\\\\)+$", "", text) if not text.endswith(r"\ldots") else text
     while text.startswith("{") and matching_brace(text, 0) == len(text) - 1 and not _is_list(text[1:-1]):
         text = text[1:-1].strip()
     return text
@@ -171,3 +187,12 @@ def _strip_end(text: str) -> str:
 def _is_list(text: str) -> bool:
     # `{1,2}` is a set whose backslashes were lost, `{5}` only a group.
     return "," in text and not re.fullmatch(r"\d{1,3}(,\d{3})+", text)
+
+
+def _split_words(text: str) -> str:
+    r"""`\text{Alice, Bob}` and `\text{(A) and (B)}` as lists of texts."""
+    match = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
+    parts = re.split(r"\s*,\s*(?:and\s+)?|\s+(?:and|or)\s+", match.group(1)) if match else []
+    if len(parts) < 2 or not all(part.strip() and part.count("(") == part.count(")") for part in parts):
+        return text
+    return ", ".join(rf"\text{{{part.strip()}}}" for part in parts)

@@ -1,8 +1,8 @@
 r"""Exact rational value of arithmetic written in LaTeX or plain text, without sympy and without floats.
 
 Understands integers (zero-padded too), decimals, repeating decimals (`0.\overline{3}`), scientific notation,
-thousands separators, + - * / ^, `\frac`, `\binom`, `!`, mixed numbers (`1\frac{4}{5}`, `1 4/5`), percent and
-brackets. Everything else has no rational value here, and None says so.
+thousands separators, + - * / ^, `\frac`, `\binom`, `!`, `!!`, whole roots, mixed numbers (`1\frac{4}{5}`,
+`1 4/5`), percent and brackets. Everything else has no rational value here, and None says so.
 
 `approximate` also reads `\sqrt` and `\pi`, in floating point: good enough to tell two constants apart, never
 to call them equal.
@@ -18,14 +18,21 @@ from nemo_thinkprune.rewards.guard import MAX_BINOMIAL, MAX_EXPONENT, MAX_FACTOR
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)\\overline\s*\{\d+\}|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,4}(?![\d.]))?)"
-    r"|(?P<command>\\frac|\\binom|\\sqrt|\\pi|\\cdot|\\times|\\div|\\ast)(?![A-Za-z])|(?P<sign>[-+*/^!%(){}\[\]:]))"
+    r"|(?P<command>\\frac|\\binom|\\sqrt|\\pi|\\cdot|\\times|\\div|\\ast)(?![A-Za-z])|(?P<sign>[-+*/^!%(){}\[\]]))"
 )
 _THOUSANDS = re.compile(
     r"[-+]?\s*[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[-+]?\s*[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?"
 )
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_LETTER = re.compile("[A-Za-z]")
+_NAME_OR_COMMAND = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_WORDY = re.compile(r"\\(?:text|operatorname|begin|math)")
+_FUNCTION_NAME = re.compile(
+    "sin|cos|tan|cot|sec|csc|log|ln|lg|exp|max|min|gcd|lcm|mod|sqrt|floor|ceil|inf|arg|deg"
+)
 _CLOSING = {"(": ")", "{": "}", "[": "]"}
 _MULTIPLY = ("*", r"\cdot", r"\times", r"\ast")
-_DIVIDE = ("/", r"\div", ":")
+_DIVIDE = ("/", r"\div")
 _FACTORS = ("(", "{", "[", r"\frac", r"\binom", r"\sqrt", r"\pi")
 _LARGEST, _SMALLEST = 1e6, 1e-3  # beyond these a float may have lost what tells it from another
 
@@ -53,6 +60,18 @@ def approximate(text: str) -> float | None:
     """The value of a constant with roots and pi, to at least 1e-4, or None."""
     value = _value(text)
     return None if value is None or not -_LARGEST <= value <= _LARGEST else float(value)
+
+
+def at_point(text: str) -> Fraction | float | None:
+    r"""The value of `text` with a different small integer in place of each of its letters, or None.
+
+    None too where a letter may be no variable: `e`, `i`, a function's name, a word in a command.
+    """
+    letters = sorted(set(_LETTER.findall(_COMMAND.sub(" ", text))))
+    if {"e", "i"} & set(letters) or _WORDY.search(text) or _FUNCTION_NAME.search(_COMMAND.sub(" ", text)):
+        return None
+    numbers = {letter: f"({3 + 2 * index})" for index, letter in enumerate(letters)}
+    return _value(_NAME_OR_COMMAND.sub(lambda match: numbers.get(match.group(), match.group()), text))
 
 
 @lru_cache(maxsize=4096)
@@ -140,7 +159,7 @@ def _signed(tokens: list[_Token], position: int) -> tuple[_Value, int]:
 
 
 def _power(tokens: list[_Token], position: int) -> tuple[_Value, int]:
-    base, position = _mixed(tokens, position)
+    base, position = _postfix(tokens, position)
     if _at(tokens, position) != "^":
         return base, position
     position += 1
@@ -152,35 +171,36 @@ def _power(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     return _raise(base, exponent), position
 
 
+def _postfix(tokens: list[_Token], position: int) -> tuple[_Value, int]:
+    value, position = _mixed(tokens, position)
+    while (sign := _at(tokens, position)) in ("!", "%") and sign:
+        step = 2 if sign == "!" and _at(tokens, position + 1) == "!" else 1
+        if sign == "%":
+            value /= 100
+        elif _is_integer(value) and 0 <= value <= MAX_FACTORIAL:
+            value = Fraction(math.prod(range(int(value), 0, -step)))
+        else:
+            raise _NotRational
+        position += step
+    return value, position
+
+
 def _mixed(tokens: list[_Token], position: int) -> tuple[_Value, int]:
-    r"""A postfix atom; an integer right before a fraction is a mixed number: `1\frac{4}{5}`, `1 4/5`."""
-    value, after = _postfix(tokens, position)
-    if not tokens[position].text.isdigit() or after != position + 1:
+    r"""An atom; an integer right before a fraction is a mixed number: `1\frac{4}{5}`, `1 4/5`."""
+    value, after = _atom(tokens, position)
+    if not tokens[position].text.isdigit():
         return value, after
     if (
         _at(tokens, after) == r"\frac"
         and all(_at(tokens, after + offset).isdigit() for offset in (2, 5))
         and _at(tokens, after + 6) == "}"
     ):
-        fraction, end = _postfix(tokens, after)
+        fraction, end = _atom(tokens, after)
         return value + fraction, end
     plain = [_at(tokens, after), _at(tokens, after + 1), _at(tokens, after + 2)]
     if plain[0].isdigit() and plain[1] == "/" and plain[2].isdigit() and tokens[after].spaced:
         return value + Fraction(int(plain[0]), int(plain[2])), after + 3
     return value, after
-
-
-def _postfix(tokens: list[_Token], position: int) -> tuple[_Value, int]:
-    value, position = _atom(tokens, position)
-    while (sign := _at(tokens, position)) in ("!", "%") and sign:
-        if sign == "%":
-            value /= 100
-        elif _is_integer(value) and 0 <= value <= MAX_FACTORIAL:
-            value = Fraction(math.factorial(int(value)))
-        else:
-            raise _NotRational
-        position += 1
-    return value, position
 
 
 def _atom(tokens: list[_Token], position: int) -> tuple[_Value, int]:
@@ -219,13 +239,24 @@ def _root(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     if _at(tokens, position) == "[":
         degree, position = _bracket(tokens, position)
     radicand, position = _bracket(tokens, position)
-    if degree == 2 and isinstance(radicand, Fraction) and radicand >= 0:
-        root = Fraction(math.isqrt(radicand.numerator), math.isqrt(radicand.denominator))
-        if root * root == radicand:
-            return root, position
-    if radicand < 0 or not _is_integer(degree) or not 2 <= degree <= 100:
+    if not _is_integer(degree) or not 2 <= degree <= 100 or (radicand < 0 and degree % 2 == 0):
         raise _NotRational
-    return _bounded(float(radicand) ** (1 / float(degree))), position
+    sign, size = (-1 if radicand < 0 else 1), abs(radicand)
+    if isinstance(size, Fraction):
+        root = Fraction(_whole_root(size.numerator, int(degree)), _whole_root(size.denominator, int(degree)))
+        if root ** int(degree) == size:
+            return sign * root, position
+    return _bounded(sign * float(size) ** (1 / float(degree))), position
+
+
+def _whole_root(number: int, degree: int) -> int:
+    """The integer nearest to the root of `number`: the root itself where there is a whole one."""
+    if degree == 2:
+        return math.isqrt(number)
+    if number.bit_length() > 1000:
+        raise _NotRational
+    guess = round(float(number) ** (1 / degree))
+    return max(1, guess) if number else 0
 
 
 def _raise(base: _Value, exponent: _Value) -> _Value:

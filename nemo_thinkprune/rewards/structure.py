@@ -8,14 +8,19 @@ from nemo_thinkprune.rewards.normalize import matching_brace
 from nemo_thinkprune.rewards.rational import is_thousands
 from nemo_thinkprune.rewards.units import split_unit
 
-Kind = Literal["value", "list", "set", "ordered", "union", "matrix"]
+Kind = Literal["value", "list", "set", "ordered", "union", "matrix", "ratio"]
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 _TOKEN = re.compile(
     r"\\begin\{[a-z]*\}|\\end\{[a-z]*\}|\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\s+(?:and|or)\s+|.", re.DOTALL
 )
 _AND = re.compile(r"\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\s+(?:and|or)\s+")
-_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"(?P<scalar>[^&]*?)\s*(?:\\cdot|\\times)?\s*[(\[]?\s*\\begin\{(?P<kind>[pbB]?matrix|smallmatrix|array)\}"
+    r"(?:\{[lcr| ]*\})?(?P<body>.*)\\end\{(?P=kind)\}\s*[)\]]?",
+    re.DOTALL,
+)
+_CLOCK = re.compile(r"\s*\d{1,2}\s*:\s*[0-5]\d\s*(?:\\text\s*\{\s*[ap]m\s*\}|[ap]m)?\s*", re.IGNORECASE)
 _NAME = re.compile(
     r"(?:[A-Za-z]|\\(?!text|frac|sqrt|log|sin|cos|tan|ln|binom|lfloor|lceil)[A-Za-z]+)"
     r"(?:[A-Za-z0-9\s,'{}()_]|\\[A-Za-z]+)*|\([A-Za-z](?:\s*,\s*[A-Za-z])+\)|\\text\s*\{[A-Za-z ]+\}"
@@ -41,8 +46,18 @@ def shapes(text: str) -> list[Shape]:
     """The readings of a normalized answer: one, or two for `1,234`, which is a number and a list."""
     readings = [_read(text)]
     if is_thousands(split_unit(split_name(text)[1])[0]) and readings[0].kind == "list":
-        readings.append(Shape("value", text))
+        # As a list it keeps its order: `2,100` is not `100,2`.
+        readings = [Shape("ordered", text, readings[0].items, brackets="()"), Shape("value", text)]
     return readings
+
+
+def by_name(shape: Shape) -> Shape:
+    """A list of assignments to different letters (`y=2, x=1`) in the order of the letters; else as it is."""
+    names = [split_name(item.text)[0] for item in shape.items]
+    if shape.kind != "list" or len({name for name in names if name and len(name) == 1}) != len(names):
+        return shape
+    pairs = sorted(zip(names, shape.items, strict=True), key=lambda pair: pair[0] or "")
+    return Shape("list", shape.text, tuple(item for _, item in pairs))
 
 
 def split_name(text: str) -> tuple[str | None, str]:
@@ -78,7 +93,7 @@ def _read(text: str) -> Shape:
     if text == r"\emptyset" or text == r"\text{empty set}":
         return Shape("set", text)
     if match := _MATRIX.fullmatch(text):
-        return _matrix(text, match.group(2))
+        return _matrix(text, match["body"], match["scalar"])
     parts = [part for part in split_top(text, {",", ";"}) if part.strip()]  # "a, and b" has an empty one
     if len(parts) > 1:
         return Shape("list", text, tuple(item for part in parts for item in _expanded(_named(part))))
@@ -87,6 +102,8 @@ def _read(text: str) -> Shape:
     union = split_top(text, {r"\cup"})
     if len(union) > 1:
         return Shape("union", text, tuple(_read(part) for part in union))
+    if (ratio := _ratio(text)) is not None:
+        return ratio
     expanded = _expanded(Shape("value", text))
     return Shape("list", text, tuple(expanded)) if len(expanded) > 1 else Shape("value", text)
 
@@ -137,15 +154,29 @@ def _wraps(text: str, opening: str, closing: str) -> bool:
     return False
 
 
-def _matrix(text: str, body: str) -> Shape:
+def _ratio(text: str) -> Shape | None:
+    """`2:3`, `1:2:3`; None for anything else, also for a time of day (`3:45`)."""
+    parts = [part.strip() for part in split_top(text, {":", r"\colon"})]
+    if len(parts) < 2 or _CLOCK.fullmatch(text) or r"\text" in text or not all(parts):
+        return None
+    return Shape("ratio", text, tuple(Shape("value", part) for part in parts))
+
+
+def _matrix(text: str, body: str, scalar: str) -> Shape:
     rows = [row for row in re.split(r"\\\\", body) if row.strip()]
     cells = [[cell.strip() for cell in row.split("&")] for row in rows]
     columns = len(cells[0]) if cells else 0
-    if not columns or any(len(row) != columns for row in cells):
+    terms = split_top(scalar.strip().lstrip("+-"), {"+", "-", ",", ";", "=", "<", ">"})
+    if (
+        not columns
+        or len(terms) > 1
+        or any(len(row) != columns for row in cells)
+        or r"\begin" in scalar + body
+    ):
         return Shape("value", text)
-    return Shape(
-        "matrix", text, tuple(Shape("value", cell) for row in cells for cell in row), columns=columns
-    )
+    factor = {"": "", "+": "", "-": "-1"}.get(scalar.strip(), scalar.strip())
+    written = [rf"({factor})\cdot ({cell})" if factor else cell for row in cells for cell in row]
+    return Shape("matrix", text, tuple(Shape("value", cell) for cell in written), columns=columns)
 
 
 def _expanded(shape: Shape) -> list[Shape]:

@@ -139,6 +139,128 @@ three halves                            | 1.5
 C                                       | \text{(C)}
 \textbf{(C)}                            | C
 (C)\ 12                                 | \text{(C)}
+# words after a number: multipliers have a value, plain nouns measure nothing
+5 \text{ million}                       | 5000000
+\$5 million                             | 5000000
+2.5 \text{ billion dollars}             | 2500000000
+3 hundred thousand                      | 300000
+5 dozen                                 | 60
+10 percent                              | 0.1
+10 \text{ percent}                      | 10\%
+10                                      | 10 \text{ percent}
+3 halves                                | \frac32
+2 \text{ thirds}                        | 2/3
+12 \text{ distinct real solutions}      | 12
+12                                      | 12 \text{ students per class}
+5 \text{ square units}                  | 5 \text{ units}^2
+12 \text{ a.m.}                         | 12 \text{ am}
+3:45 \text{ p.m.}                       | 3:45
+20^\circ\text{C}                        | 20
+20^\circ C                              | 20 \text{ degrees Celsius}
+\text{5 apples}                         | 5
+33\frac13\%                             | \frac13
+33 1/3 %                                | 1/3
+\pounds 5                               | 5
+90\text{°}                              | 90
+one hundred and five                    | 105
+# equations
+f(3)=7                                  | 7
+f^{-1}(2) = 5                           | 5
+x_1+x_2 = 3                             | 3
+AB = 5                                  | 5
+\text{Area} = 12                        | 12
+\angle ABC = 30^\circ                   | 30
+\sin A = \frac35                        | \frac35
+\vert z \vert = 5                       | 5
+\sqrt{8}=2\sqrt2                        | 2\sqrt2
+S = \frac{n(n+1)}{2} = 55               | 55
+y=2, x=1                                | x=1, y=2
+y=2, x=1                                | (1,2)
+# letters
+AB                                      | \overline{AB}
+ba                                      | ab
+yx                                      | xy
+2BA                                     | 2AB
+\text{HTT}                              | HTT
+f'(x)                                   | f'(x)\cdot 1
+# ratios, clock times, thousands beside lists
+4:6                                     | 2:3
+1:2:3                                   | 2:4:6
+2 : 3                                   | \frac23
+\frac12 : \frac13                       | 3:2
+1:\sqrt2                                | \sqrt2:2
+3:45                                    | 3:45
+1, 234                                  | 1,234
+(2,100)                                 | 2,100
+# constants behind commands, and variables that cancel
+\sum_{k=1}^{10} k                       | 55
+\sum_{n=1}^\infty \frac1{n^2}           | \frac{\pi^2}{6}
+\prod_{k=1}^5 k                         | 120
+\int_0^1 2x\,dx                         | 1
+\lim_{x\to0}\frac{\sin x}{x}            | 1
+\sin^2 x+\cos^2 x                       | 1
+x^2-x^2+5                               | 5
+\frac{5x}{x}                            | 5
+\sin 30^\circ                           | \frac12
+\tan 45^\circ                           | 1
+\cos 36^\circ                           | \frac{1+\sqrt5}{4}
+\cos(36^\circ)                          | \cos 36^\circ
+2\sin 60^{\circ}                        | \sqrt3
+# wrappers
+\boldsymbol{5}                          | 5
+\bm{5}                                  | 5
+\bold{5}                                | 5
+\underline{5}                           | 5
+\color{red}5                            | 5
+\color{red}{5}                          | 5
+\textcolor{blue}{5}                     | 5
+\emph{even}                             | \text{even}
+\mathcal{O}                             | O
+2\mathbf{i}+3\mathbf{j}                 | 2i+3j
+# sets of solutions
+x<1 \text{ or } x>3                     | (-\infty,1)\cup(3,\infty)
+x>3 or x<1                              | (-\infty,1)\cup(3,\infty)
+x \le -\sqrt2 \text{ or } 3 \le x < 5   | (-\infty,-\sqrt2]\cup[3,5)
+\mathbb{R}                              | (-\infty,\infty)
+\text{all real numbers}                 | \mathbb{R}
+all real numbers                        | (-\infty,\infty)
+x \in \mathbb{R}                        | (-\infty,\infty)
+\text{No solution}                      | \emptyset
+\text{no real solutions}                | \varnothing
+\{\}                                    | \emptyset
+\{x\mid x>3\}                           | (3,\infty)
+\{x : x>3\}                             | x>3
+\{x\in\mathbb{R}\mid 1<x\le 3\}         | (1,3]
+\mathbb{R}\backslash\{0\}               | (-\infty,0)\cup(0,\infty)
+\mathbb{R}\setminus\{2,0\}              | (-\infty,0)\cup(0,2)\cup(2,\infty)
+x\neq 0                                 | \mathbb{R}\setminus\{0\}
+x \ne 0, x \ne 2                        | \mathbb{R}\setminus\{0,2\}
+]1,2[                                   | (1,2)
+]1,2]                                   | (1,2]
+# other notation
+{10 \choose 3}                          | 120
+0.\dot{3}                               | \frac13
+0.\bar{3}                               | \frac13
+0.\dot{1}4285\dot{7}                    | \frac17
+\sqrt[3]{-8}                            | -2
+\sqrt[3]{-5}                            | -\sqrt[3]{5}
+\lg 100                                 | 2
+(52)_8                                  | 52_8
+AB_{16}                                 | ab_{16}
+\left(\begin{array}{cc}1&2\\3&4\end{array}\right) | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\left[\begin{matrix}1\\2\end{matrix}\right] | \begin{pmatrix}1\\2\end{pmatrix}
+2\begin{pmatrix}1\\2\end{pmatrix}       | \begin{pmatrix}2\\4\end{pmatrix}
+\frac{1}{2}\begin{pmatrix}1\\\sqrt2\end{pmatrix} | \begin{pmatrix}1/2\\\frac{1}{\sqrt2}\end{pmatrix}
+\text{(A) and (B)}                      | A,B
+\text{Alice, Bob}                       | \text{Bob, Alice}
+\text{DNE}                              | \text{does not exist}
+5 \& 6                                  | 6, 5
+5 & 6                                   | 5,6
+5\\                                     | 5
+\text{infinity}                         | \infty
+2e                                      | 2\mathrm{e}
+3!!                                     | 3
+7!!                                     | 105
 """
 
 WRONG = r"""
@@ -191,6 +313,123 @@ f(x)=x+1                                | f(x)=x+2
 \frac{d!}{2k(d-k)!}                     | 0
 \text{infinitely many}                  | 5
 open(1)                                 | x
+# words after a number are not thrown away
+5 \text{ million}                       | 5
+5 million                               | 5
+5 billion                               | 5
+5 thousand                              | 5
+5 dozen                                 | 5
+5 hundred                               | 5
+5 percent                               | 5
+5 squared                               | 5
+5 factorial                             | 5
+5 negative                              | 5
+5\text{ plus six}                       | 5
+5\text{ times ten}                      | 5
+5 \text{ at most}                       | 5
+5 \text{ or more}                       | 5
+5\text{ wrong}                          | 5
+5 \text{ is wrong}                      | 5
+5 unless zero                           | 5
+\frac{5}{6}\text{ minus }               | 5/6
+3 halves                                | 3
+3\text{ thirds}                         | 3
+12\text{ a.m.}                          | 12\text{ p.m.}
+8 p.m.                                  | 8 a.m.
+5 north                                 | 5 south
+5\text{ north}                          | 5\text{ south}
+5 apples                                | 5 \text{ pears}
+6 million                               | 5 million
+20^\circ\text{C}                        | 20^\circ\text{F}
+33\frac13\%                             | \frac{9901}{300}
+33.33\%                                 | 33\frac13\%
+one hundred and five                    | 100, 5
+# an equation is not its right side
+x^2=4                                   | 4
+x^3=8                                   | 8
+2a=6                                    | 6
+1/x=3                                   | 3
+\sqrt{x}=3                              | 3
+x^2+y^2=1                               | 1
+a-b=4                                   | 4
+\frac{x}{2}=3                           | 3
+\sqrt{8}=5                              | 5
+x=1, y=2                                | (2,1)
+y=2, x=1                                | (2,1)
+# letters in order
+CAB                                     | ABC
+BCA                                     | CAB
+HTT                                     | TTH
+TH                                      | HT
+RGB                                     | BGR
+AC                                      | CA
+cat                                     | act
+cos                                     | soc
+no                                      | on
+up                                      | pu
+\text{CAB}                              | ABC
+\overline{AB}                           | \overline{CD}
+f'(x)                                   | f(x)
+f'(x)+f(x)                              | f(x)+f(x)
+x'                                      | x
+25'                                     | 25
+5''                                     | 5
+# ratios, clock times, thousands beside lists
+3:45                                    | 1:15
+3:45                                    | \frac{1}{15}
+12:30                                   | 2:5
+3:1                                     | 1:3
+1:2:3                                   | 1:2:4
+1:2:3                                   | \frac16
+1:2:3                                   | 1:2
+3:1                                     | 3
+2,100                                   | 100,2
+1,234                                   | 234,1
+(1,234)                                 | (234,1)
+100,200                                 | 200,100
+# constants behind commands, and variables that do not cancel
+\sum_{k=1}^{10} k                       | 54
+\int_0^1 2x\,dx                         | 2
+\sin^2 x+\cos^2 y                       | 1
+\sin^2 x-\cos^2 x                       | 1
+x^2-x+5                                 | 5
+\sin 30^\circ                           | \sin 30
+\sin 30                                 | \frac12
+\textcolor{red}{6}                      | 5
+\textcolor{5}{6}                        | 5
+# sets of solutions
+x<1 \text{ or } x>3                     | (-\infty,1]\cup(3,\infty)
+x<1 \text{ or } y>3                     | (-\infty,1)\cup(3,\infty)
+x<1 \text{ or } x>3                     | y<1 \text{ or } y>3
+x<1 \text{ and } x>3                    | (-\infty,1)\cup(3,\infty)
+\mathbb{R}                              | [0,\infty)
+\mathbb{R}                              | R
+\text{all real numbers except } 0       | \mathbb{R}
+\text{no solution}                      | 0
+\emptyset                               | \{0\}
+\{x\mid x>3\}                           | [3,\infty)
+\{x\mid y>3\}                           | (3,\infty)
+\mathbb{R}\backslash\{0\}               | \mathbb{R}\backslash\{1\}
+\mathbb{R}\backslash\{0\}               | \mathbb{R}
+x\neq 0                                 | 0
+x\neq 0                                 | (0,\infty)
+x\neq 0                                 | y\neq 0
+]1,2[                                   | [1,2]
+# other notation
+{10 \choose 3}                          | 10
+0.\dot{3}                               | 0.3
+\sqrt[3]{-8}                            | 2
+\sqrt{-4}                               | -2
+\lg 100                                 | \ln 100
+(52)_8                                  | 52_9
+AB_{16}                                 | BA_{16}
+2\begin{pmatrix}1\\2\end{pmatrix}       | \begin{pmatrix}1\\2\end{pmatrix}
+\left[\begin{matrix}1\\2\end{matrix}\right] | \begin{pmatrix}1&2\end{pmatrix}
+\text{Alice, Bob}                       | \text{Alice, Carl}
+\text{(A) and (B)}                      | A,C
+\text{5 apples}                         | 6
+3!!                                     | 720
+5 \& 6                                  | 5
 """
 
 TOO_LARGE = r"""
