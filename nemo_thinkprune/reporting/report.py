@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.files import write_atomic
+from nemo_thinkprune.recipe.files import is_folder, write_atomic
 from nemo_thinkprune.reporting import figures, run_files, svg, table, thoughts
 from nemo_thinkprune.reporting.environment import environment
 from nemo_thinkprune.reporting.run_files import Json, RunFiles, dig
@@ -32,11 +32,11 @@ def write_report(run_dir: Path) -> Path:
     there yet are named on the page.
 
     Raises:
-        UserError: ``run_dir`` is no folder, or holds nothing of a run.
+        UserError: ``run_dir`` is no folder, holds nothing of a run, or cannot be written.
     """
     files = _read(run_dir)
     path = run_dir / "report.html"
-    write_atomic(path, render(files, summarise_run(files)))
+    _write(path, render(files, summarise_run(files)))
     return path
 
 
@@ -48,13 +48,21 @@ def write_results(run_dir: Path) -> Json:
     """
     files = _read(run_dir)
     summary = summarise_run(files)
-    write_atomic(run_dir / "report.html", render(files, summary))
-    write_atomic(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    _write(run_dir / "report.html", render(files, summary))
+    _write(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        # Half a character pair, which JSON can escape, must not keep the page from being written.
+        write_atomic(path, text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _read(run_dir: Path) -> RunFiles:
-    if not run_dir.is_dir():
+    if not is_folder(run_dir):
         raise UserError(f"{run_dir} is not a folder: give the folder of a train or prune run")
     files = run_files.read_run(run_dir)
     if files.kind == "train" and not files.rounds[0].steps and not files.rounds[0].validation:

@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
+from nemo_thinkprune.reporting import damage
+
 START = "start"
 CONTROL = "control"
 WARMUP = "warmup"
 _ROUND = re.compile(r"round_(\d+)_L(\d+)")
-
-_SAMPLE_KEYS = ("problem_id", "response_tokens", "stop_reason", "reason")
 
 Json = dict[str, Any]
 
@@ -79,8 +79,10 @@ class RunFiles:
     @property
     def limits(self) -> tuple[int, ...]:
         """The planned limits: those of the recipe, else those of the rounds that are there."""
-        planned = dig(self.config, "thinkprune", "limits") or ()
-        return tuple(int(v) for v in planned) or tuple(r.limit for r in self.rounds if r.limit)
+        planned = dig(self.config, "thinkprune", "limits")
+        found = [damage.number(v) for v in planned] if isinstance(planned, list) else []
+        limits = tuple(v for v in found if isinstance(v, int) and v > 0)
+        return limits or tuple(r.limit for r in self.rounds if r.limit)
 
 
 def dig(tree: Any, *keys: str) -> Any:
@@ -99,7 +101,7 @@ def read_jsonl(path: Path) -> Iterator[Json]:
     for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
@@ -107,14 +109,14 @@ def read_jsonl(path: Path) -> Iterator[Json]:
 
 def read_samples(path: Path) -> Iterator[Json]:
     """The rows of a file of sampled responses; a row without length, stop reason or verdict is skipped."""
-    return (row for row in read_jsonl(path) if all(key in row for key in _SAMPLE_KEYS))
+    return (row for row in read_jsonl(path) if damage.sample(row))
 
 
 def read_json(path: Path) -> Json | None:
     """The object in a JSON file, None when it is missing or unreadable."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -128,7 +130,7 @@ def read_run(root: Path) -> RunFiles:
         kind="prune" if (pruned := bool(rounds) or _began_pruning(root)) else "train",
         config=_yaml(config_text),
         config_text=config_text,
-        environment=read_json(root / "environment.json") or {},
+        environment=damage.environment(read_json(root / "environment.json")),
         rounds=rounds if pruned else (read_train(root),),
         control=read_train(root / CONTROL) if _has_metrics(root / CONTROL) else None,
         warmup=read_train(root / WARMUP) if (root / WARMUP).is_dir() else None,
@@ -137,18 +139,21 @@ def read_run(root: Path) -> RunFiles:
 
 
 def read_train(folder: Path) -> TrainFiles:
-    """Metrics and decision of one train run; later rows of a step replace earlier ones."""
+    """Metrics and decision of one train run; later rows of a step replace earlier ones.
+
+    Of each row only numbers are kept; a validation row without accuracy and length is left out.
+    """
     steps: dict[int, Json] = {}
     validation: dict[int, Json] = {}
     for row in read_jsonl(folder / "metrics.jsonl"):
-        step = row.get("step")
-        if not isinstance(step, int):
+        step = damage.step_of(row)
+        if step is None:
             continue
-        measured = row.get("validation")
-        if isinstance(measured, dict):
-            validation[step] = {"step": step, **measured}
+        if measured := damage.measured(row.get("validation")):
+            validation[step] = {**measured, "step": step}
         if any(key not in ("step", "validation") for key in row):
-            steps[step] = row
+            steps[step] = damage.numbers(row)
+    decision = read_json(folder / "decision.json")
     parsed = parse_round(folder.name)
     return TrainFiles(
         name=folder.name,
@@ -156,7 +161,7 @@ def read_train(folder: Path) -> TrainFiles:
         limit=parsed[1] if parsed else None,
         steps=tuple(steps[s] for s in sorted(steps)),
         validation=tuple(validation[s] for s in sorted(validation)),
-        decision=read_json(folder / "decision.json"),
+        decision=None if decision is None else damage.decision(decision),
     )
 
 
@@ -165,7 +170,7 @@ def rollout_rows(folder: Path, *, last: bool) -> tuple[int | None, list[Json]]:
     found = {}
     for path in (folder / "rollouts").glob("step_*.jsonl"):
         number = path.stem.removeprefix("step_")
-        if number.isdigit():
+        if number.isdecimal():
             found[int(number)] = path
     if not found:
         return None, []
@@ -187,8 +192,8 @@ def _began_pruning(root: Path) -> bool:
 def _evaluations(folder: Path) -> dict[str, Evaluation]:
     found = {}
     for path in sorted(folder.glob("*.json")):
-        summary = read_json(path)
-        if summary and all(isinstance(summary.get(k), int | float) for k in ("accuracy", "mean_tokens")):
+        summary = damage.evaluation(read_json(path) or {})
+        if summary is not None:
             found[path.stem] = Evaluation(path.stem, summary, path.with_suffix(".jsonl"))
     return found
 
@@ -207,6 +212,6 @@ def _text(path: Path) -> str:
 def _yaml(text: str) -> Json:
     try:
         value = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -140,7 +140,10 @@ def test_a_run_that_has_barely_begun_still_gets_a_report(tmp_path, kept):
     root = fake_run.write_prune(tmp_path / "run")
     for path in root.iterdir():
         if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     (root / "round_1_L128" / "decision.json").unlink(missing_ok=True)
     assert "partial" in report(root).text
 
@@ -192,9 +195,10 @@ def test_rows_replaced_after_a_resume_win(tmp_path):
 
 
 def test_validation_inside_a_step_row_is_found(tmp_path):
-    fake_run.write_jsonl(tmp_path / "metrics.jsonl", [{"step": 5, "kl": 1, "validation": {"accuracy": 0.5}}])
+    measured = {"accuracy": 0.5, "mean_tokens": 9}
+    fake_run.write_jsonl(tmp_path / "metrics.jsonl", [{"step": 5, "kl": 1, "validation": measured}])
     train = run_files.read_train(tmp_path)
-    assert train.validation == ({"step": 5, "accuracy": 0.5},) and len(train.steps) == 1
+    assert train.validation == ({"step": 5, **measured},) and len(train.steps) == 1
 
 
 def test_evaluation_table_reads_line_by_line(finished):
