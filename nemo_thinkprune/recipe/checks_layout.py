@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_thinkprune.recipe.files import is_file, is_folder
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file
+from nemo_thinkprune.recipe.local_support import unsupported_in_model
+from nemo_thinkprune.recipe.model_source import locate
 from nemo_thinkprune.recipe.schema import Recipe
 
 
@@ -46,12 +49,8 @@ def world_layout(recipe: Recipe) -> WorldLayout:
 def check_layout(recipe: Recipe) -> Iterator[str]:
     """Yield a message for each part of the layout that does not divide."""
     layout, grpo, policy = world_layout(recipe), recipe.grpo, recipe.policy
-    if layout.world % layout.model:
-        yield (
-            f"cluster.num_nodes x gpus_per_node = {layout.world} ranks cannot be divided by tensor x "
-            f"pipeline x context parallel size = {layout.tp} x {layout.pp} x {layout.cp} = {layout.model}; "
-            f"use a multiple of {layout.model} ranks"
-        )
+    if problems := list(_ranks(layout)):
+        yield from problems
         return
     if grpo.num_prompts_per_step % layout.dp:
         yield (
@@ -78,23 +77,81 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
     yield from _against_model(recipe, layout)
 
 
-def model_config(recipe: Recipe) -> Mapping[str, Any] | None:
-    """Return the model's config.json when policy.model_name is a folder that has a readable one."""
-    file = Path(recipe.policy.model_name) / "config.json"
+def _ranks(layout: WorldLayout) -> Iterator[str]:
+    if layout.world % layout.model:
+        yield (
+            f"cluster.num_nodes x gpus_per_node = {layout.world} ranks cannot be divided by tensor x "
+            f"pipeline x context parallel size = {layout.tp} x {layout.pp} x {layout.cp} = {layout.model}; "
+            f"use a multiple of {layout.model} ranks"
+        )
+
+
+def check_evaluation(recipe: Recipe, folder: str, *, limit: int) -> None:
+    """Check what an evaluation takes from a recipe against the model in `folder`; training keys do not matter.
+
+    Raises:
+        UserError: listing every problem: ranks that do not divide, settings that the local engine cannot
+            honour, more tokens than the model has positions.
+    """
+    layout = world_layout(recipe)
+    problems = [*_ranks(layout), *unsupported_in_model(recipe)]
+    config = _read_config(Path(folder) / "config.json")
+    if isinstance(config, str):
+        problems.append(config)
+    else:
+        problems += _against_config(recipe, layout, config)
+        positions = _positions(config)
+        if positions and limit >= positions:
+            problems.append(
+                f"--limit {limit}: the model knows {positions} positions (max_position_embeddings) for prompt and "
+                "response together; lower it"
+            )
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(f"{folder} cannot be evaluated like this:\n{lines}")
+
+
+def _read_config(file: Path) -> Mapping[str, Any] | str:
+    """Return the content of a config.json, or what is wrong with it."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{file} cannot be read as JSON: {error}"
+    return config if isinstance(config, dict) else f"{file} is not a JSON object"
 
 
 def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
-    folder = Path(recipe.policy.model_name)
-    if is_folder(folder) and not is_file(folder / "config.json"):
-        yield f"policy.model_name = {folder}: the folder has no config.json"
-    config = model_config(recipe)
-    if config is None:
+    """Yield messages on the recipe's model, be it a folder or a checkpoint; one on the hub is not known yet."""
+    try:
+        folder = Path(locate(recipe.policy.model_name).folder)
+    except UserError as error:
+        yield f"policy.model_name: {error}"
         return
+    if not is_file(folder / "config.json"):
+        return
+    config = _read_config(folder / "config.json")
+    if isinstance(config, str):
+        yield config
+        return
+    yield from _against_config(recipe, layout, config)
+    positions = _positions(config)
+    longest = recipe.data.max_input_seq_length + max(
+        recipe.policy.generation.max_new_tokens, recipe.thinkprune.long_limit or 0, *recipe.thinkprune.limits
+    )
+    if positions and longest > positions:
+        yield (
+            f"prompt and response may have {longest} tokens, but the model knows {positions} positions "
+            "(max_position_embeddings); lower data.max_input_seq_length or the limits"
+        )
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Return the positions that a model knows; None when it says that they are stretched."""
+    return None if config.get("rope_scaling") else _size(config, "max_position_embeddings")
+
+
+def _against_config(recipe: Recipe, layout: WorldLayout, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield messages on heads and layers that do not divide."""
     heads = _size(config, "num_attention_heads")
     for key, count in (
         ("num_attention_heads", heads),
@@ -106,15 +163,6 @@ def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
                 f"use one of {_divisors(count)}"
             )
     yield from _stages(recipe, layout, _size(config, "num_hidden_layers"))
-    positions = _size(config, "max_position_embeddings")
-    longest = recipe.data.max_input_seq_length + max(
-        recipe.policy.generation.max_new_tokens, recipe.thinkprune.long_limit or 0, *recipe.thinkprune.limits
-    )
-    if positions and longest > positions and not config.get("rope_scaling"):
-        yield (
-            f"prompt and response may have {longest} tokens, but the model knows {positions} positions "
-            "(max_position_embeddings); lower data.max_input_seq_length or the limits"
-        )
 
 
 def _stages(recipe: Recipe, layout: WorldLayout, layers: int | None) -> Iterator[str]:

@@ -5,7 +5,7 @@ A setting missing here is either honoured or changes speed and memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,19 @@ RESTRICTIONS = (
     Restriction("logger.mlflow_enabled", (False,), _OTHER_ENGINE),
 )
 
+# The restrictions that matter when a model is only measured.
+MODEL_KEYS = (
+    "policy.precision",
+    "policy.tokenizer.chat_template",
+    "policy.tokenizer.chat_template_kwargs",
+    "policy.hf_config_overrides",
+    "policy.megatron_cfg.context_parallel_size",
+    "policy.megatron_cfg.expert_model_parallel_size",
+    "policy.megatron_cfg.expert_tensor_parallel_size",
+    "policy.megatron_cfg.peft.enabled",
+    "policy.generation.stop_strings",
+)
+
 _DATASET_RESTRICTIONS = (
     ("prompt_file", (None,), _PROMPTS),
     ("system_prompt_file", (None,), _PROMPTS),
@@ -139,10 +152,7 @@ def value_at(recipe: Recipe, path: str) -> Any:
 
 def unsupported(recipe: Recipe) -> Iterator[str]:
     """Yield a message for each setting that the local engine cannot honour."""
-    for rule in RESTRICTIONS:
-        value = value_at(recipe, rule.path)
-        if value not in rule.allowed:
-            yield f"{rule.path} = {value!r}: the local engine cannot honour this; {rule.advice}"
+    yield from _restricted(recipe, RESTRICTIONS)
     for path, dataset in _datasets(recipe):
         for key, allowed, advice in _DATASET_RESTRICTIONS:
             if (value := getattr(dataset, key)) not in allowed:
@@ -154,6 +164,18 @@ def unsupported(recipe: Recipe) -> Iterator[str]:
             if getattr(environment, key) is not None:
                 yield f"env.{name}.{key}: the local engine scores with its own verifier; remove the key"
     yield from _followers(recipe)
+
+
+def unsupported_in_model(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for each setting of the model itself that the local engine cannot honour."""
+    yield from _restricted(recipe, [rule for rule in RESTRICTIONS if rule.path in MODEL_KEYS])
+
+
+def _restricted(recipe: Recipe, rules: Iterable[Restriction]) -> Iterator[str]:
+    for rule in rules:
+        value = value_at(recipe, rule.path)
+        if value not in rule.allowed:
+            yield f"{rule.path} = {value!r}: the local engine cannot honour this; {rule.advice}"
 
 
 def _followers(recipe: Recipe) -> Iterator[str]:

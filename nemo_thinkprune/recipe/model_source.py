@@ -53,7 +53,10 @@ def locate(model: str) -> ModelSource:
             f"policy.pretrained_checkpoint.path={path}"
         )
     if step is None:
-        raise UserError(f"{path} is neither a Hugging Face folder (no config.json) nor a checkpoint step_N")
+        raise UserError(
+            f"{path} has no config.json and no {WEIGHTS_FOLDER}: give a Hugging Face model folder or a "
+            "checkpoint step_N"
+        )
     weights = _newest_iteration(step) if step == path else path
     return ModelSource(_config_folder(step, weights), weights, step, _name(step))
 
@@ -99,5 +102,7 @@ def _config_folder(step: Path, weights: Path) -> str:
     if is_file(folder / "config.json"):
         return os.path.realpath(folder)
     if is_folder(folder) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"{step} was trained from {name}, whose config.json is needed and not there: {advice}")
+        raise UserError(
+            f"{step} was trained from {name}, whose config.json is needed and not there: {advice}"
+        )
     return name

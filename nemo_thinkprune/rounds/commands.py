@@ -5,7 +5,6 @@ The modules that import torch are imported by the functions that need them, so t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,8 @@ from nemo_thinkprune.recipe.checks import check_recipe, model_problem
 from nemo_thinkprune.recipe.describe import describe_check
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file
-from nemo_thinkprune.recipe.load import load_recipe, recipe_from_dict, with_values
+from nemo_thinkprune.recipe.load import load_recipe, recipe_from_dict
+from nemo_thinkprune.recipe.model_source import locate
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
 
@@ -82,15 +82,16 @@ def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: S
     """
     from nemo_thinkprune.rounds.local import local_engine
     from nemo_thinkprune.rounds.prune import prune as run
-    from nemo_thinkprune.training.start import starting_point
+    from nemo_thinkprune.training.models import ready_model
 
-    loaded = _loaded(recipe, overrides)
-    check_recipe(loaded)
-    folder, start = starting_point(loaded.policy.model_name)
-    if (checkpoint := loaded.policy.pretrained_checkpoint) is not None:
-        start = Path(checkpoint.path).resolve()
-    placed = _with_model(loaded, folder)
-    return run(placed, run_dir or default_run_dir(recipe), engine=local_engine(placed), say=say, start=start)
+    placed, source = ready_model(_loaded(recipe, overrides))
+    return run(
+        placed,
+        run_dir or default_run_dir(recipe),
+        engine=local_engine(placed),
+        say=say,
+        start=source.weights,
+    )
 
 
 def quickstart(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> dict[str, Any]:
@@ -129,20 +130,18 @@ def evaluate(
     Raises:
         UserError: a model or data that cannot be used.
     """
-    from nemo_thinkprune.evaluation.run import evaluate_model
     from nemo_thinkprune.reporting.table import evaluation_table
+    from nemo_thinkprune.rounds.evaluate import evaluate_model
     from nemo_thinkprune.training.console import run_with_progress
 
     if problem := model_problem(model):
         raise UserError(f"MODEL {problem}")
-    data_name = Path(os.path.abspath(data)).stem
-    out = out or Path("eval") / f"{Path(model).resolve().name}_{data_name}_{limit}.json"
-    summary = evaluate_model(
+    done = evaluate_model(
         model, data=data, limit=limit, samples=samples, temperature=temperature, top_p=top_p, top_k=top_k,
         recipe=_evaluation_recipe(model, data, recipe, overrides), limits=within, out=out,
         run=run_with_progress,
     )  # fmt: skip
-    return f"{evaluation_table(summary)}\n\nNumbers:   {out}\nResponses: {out.with_suffix('.jsonl')}"
+    return f"{evaluation_table(done.summary)}\n\nNumbers:   {done.path}\nResponses: {done.rows}"
 
 
 def score(
@@ -169,14 +168,10 @@ def _loaded(recipe: str, overrides: Sequence[str]) -> Recipe:
 
 def _evaluation_recipe(model: str, data: str, recipe: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe that an evaluation takes its prompts, scoring and layout from."""
-    recorded = Path(model) / "config.yaml"
-    if recipe is None and is_file(recorded):
-        recipe = str(recorded)
+    step = locate(model).step
+    if recipe is None and step is not None and is_file(step / "config.yaml"):
+        recipe = str(step / "config.yaml")
     if recipe is not None:
         return load_recipe(recipe, overrides)
     base = {"policy": {"model_name": model}, "data": {"train": {"data_path": data}}}
     return recipe_from_dict(base, overrides, name="the evaluation")
-
-
-def _with_model(recipe: Recipe, folder: Path) -> Recipe:
-    return with_values(recipe, {"policy.model_name": str(folder), "policy.tokenizer.name": str(folder)})

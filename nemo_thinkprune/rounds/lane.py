@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.training.process_tree import die_with_parent
+from nemo_thinkprune.training.stopping import stop_signals
+from nemo_thinkprune.training.supervisor import JobStopped
+from nemo_thinkprune.training.watch import EXIT_STOPPED, EXIT_USER_ERROR
 
 _POLL_S = 0.2
-_PR_SET_PDEATHSIG = 1
-_USER_ERROR = 2
 STOP_GRACE_S = 300.0
 
 
 class LaneStopped(RuntimeError):
-    """The wait for the second lane was ended by SIGTERM or SIGUSR1; the lane has saved and left."""
+    """SIGTERM or SIGUSR1 ended the second lane, or the wait for it; the lane has saved and left."""
 
 
 class LaneFailed(RuntimeError):
@@ -49,11 +48,14 @@ class Lane:
 
         Raises:
             UserError: its job said what the user must do.
+            LaneStopped: it was asked to stop.
             LaneFailed: its job failed otherwise.
         """
         code = self._process.exitcode
-        if code == _USER_ERROR:
+        if code == EXIT_USER_ERROR:
             raise UserError(self._last_line())
+        if code == EXIT_STOPPED:
+            raise LaneStopped("the job beside the rounds was asked to stop")
         if code:
             raise LaneFailed(
                 f"the job beside the rounds failed (exit code {code}): {self._last_line()} (log: {self.log})"
@@ -66,7 +68,7 @@ class Lane:
             LaneStopped: this process was asked to stop (SIGTERM or SIGUSR1), and the lane was stopped.
             UserError, LaneFailed: as :meth:`check`.
         """
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while self._process.is_alive():
                 self._process.join(_POLL_S)
                 if stop.is_set():
@@ -91,40 +93,20 @@ class Lane:
         return next((line for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    if threading.current_thread() is not threading.main_thread():  # only it may listen to signals
-        yield stop
-        return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _main(work: Callable[[], None], log: Path, parent: int) -> None:
-    _die_with_parent(parent)
+    die_with_parent(parent)()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    with log.open("a", encoding="utf-8", buffering=1) as stream:
+    with log.open("a", encoding="utf-8", buffering=1) as stream, stop_signals():
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         try:
             work()
         except UserError as error:
             stream.write(f"{str(error).replace(chr(10), ' ')}\n")
-            sys.exit(_USER_ERROR)
+            sys.exit(EXIT_USER_ERROR)
+        except JobStopped as stopped:
+            stream.write(f"{stopped}\n")
+            sys.exit(EXIT_STOPPED)
         except Exception:
             stream.write(traceback.format_exc())
             sys.exit(1)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the parent ends (Linux; elsewhere it finishes its work)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)

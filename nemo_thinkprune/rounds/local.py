@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rounds.plan import Engine
+from nemo_thinkprune.training.accelerators import gpus_visible
 from nemo_thinkprune.training.console import run_with_progress
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.supervisor import run_job
@@ -25,7 +25,7 @@ def run_quietly(job: Job) -> None:
 def cores_allow_two(recipe: Recipe) -> bool:
     """Whether two jobs fit on the CPU cores this process may use; never on GPUs, which one job fills."""
     runtime = recipe.thinkprune.runtime
-    if runtime.device == "cuda" or (runtime.device == "auto" and Path("/dev/nvidia0").exists()):
+    if runtime.device == "cuda" or (runtime.device == "auto" and gpus_visible()):
         return False
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores >= 2 * recipe.world_size * runtime.threads_per_rank

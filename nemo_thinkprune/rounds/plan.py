@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import dump_yaml, with_values
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.reporting import run_files
-from nemo_thinkprune.training.checkpoint_files import WEIGHTS, complete_checkpoints
+from nemo_thinkprune.training.checkpoint_files import WEIGHTS, complete_checkpoints, verify_checkpoint
 from nemo_thinkprune.training.job import EvalSpec, Job
-from nemo_thinkprune.training.run_settings import CONFIG_FILE, changed_settings
+from nemo_thinkprune.training.run_settings import CONFIG_FILE, raise_changes, recipe_changes
 
 Runner = Callable[[Job], None]
 """Runs a job to its end, resuming where an earlier call stopped; raises when it fails or is stopped."""
@@ -26,21 +24,27 @@ Runner = Callable[[Job], None]
 class Engine:
     """How jobs are run. ``beside`` runs one in a second process at the same time; None: one job at a time.
 
-    ``beside`` must be a module-level function (or a partial of one), since that process is spawned.
+    ``beside`` must be a module-level function (or a partial of one), since that process is spawned. ``seals``:
+    its checkpoints have a manifest, so that one without is damaged (NeMo-RL writes none).
     """
 
     run: Runner
     beside: Runner | None = None
+    seals: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A prune run: recipe, absolute folder, HF folder of the model, and the weights that replace its own."""
+    """A prune run: recipe, absolute folder, HF folder of the model, and the weights that replace its own.
+
+    ``sealed``: the engine's checkpoints have a manifest.
+    """
 
     recipe: Recipe
     root: Path
     model: str
     start: Path | None = None
+    sealed: bool = True
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -71,6 +75,23 @@ class Plan:
                 "round and of those after it to train them again"
             )
         return path
+
+
+def whole(plan: Plan, weights: Path | None) -> Path | None:
+    """``weights`` themselves, once a checkpoint of this run that they belong to has been verified.
+
+    Raises:
+        UserError: the checkpoint is damaged; the message names its files.
+    """
+    if weights is not None and weights != plan.start:
+        step = weights.parents[2]
+        problems = verify_checkpoint(step, require_manifest=plan.sealed)
+        if problems:
+            raise UserError(
+                f"{step} is not whole and is not used: {'; '.join(problems)}; restore it, or remove decision.json "
+                "of its round and the folders of later rounds to choose another"
+            )
+    return weights
 
 
 def round_job(plan: Plan, number: int, start: Path | None) -> Job:
@@ -139,7 +160,7 @@ def evaluate(plan: Plan, name: str, weights: Path | None, run: Runner) -> None:
     """Evaluate once: nothing to do when the result is there, or when the recipe names no reporting set."""
     if plan.recipe.thinkprune.report_data is None or run_files.read_json(evaluation_path(plan, name)):
         return
-    run(evaluation_job(plan, name, weights))
+    run(evaluation_job(plan, name, whole(plan, weights)))
 
 
 def run_beside(plan: Plan, run: Runner) -> None:
@@ -160,7 +181,7 @@ def run_beside(plan: Plan, run: Runner) -> None:
 def weights_by_step(plan: Plan, run_dir: Path) -> dict[int, Path]:
     """The torch_dist weights of each complete checkpoint of a train run, whichever engine wrote it."""
     folder = run_dir / plan.recipe.checkpointing.checkpoint_dir
-    found = complete_checkpoints(folder, require_manifest=False)
+    found = complete_checkpoints(folder, require_manifest=plan.sealed)
     return {item.step: item.path / WEIGHTS for item in found}
 
 
@@ -176,17 +197,8 @@ def record_recipe(plan: Plan) -> None:
         for path in sorted(plan.root.glob("round_*"))
         if run_files.parse_round(path.name) and path.name not in names
     ]
-    file, text = plan.root / CONFIG_FILE, dump_yaml(plan.recipe)
-    if file.exists():
-        before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        problems += changed_settings(before, yaml.safe_load(text))
-    if problems:
-        listed = "\n  ".join(problems)
-        raise UserError(
-            f"{plan.root} holds a run with other settings:\n  {listed}\n"
-            "give the old values to continue it, or use another folder for the new ones"
-        )
-    write_atomic(file, text)
+    raise_changes(plan.root, problems + recipe_changes(plan.root, plan.recipe))
+    write_atomic(plan.root / CONFIG_FILE, dump_yaml(plan.recipe))
 
 
 def check_prune(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,16 +22,21 @@ from nemo_thinkprune.rounds.lane import Lane, LaneStopped
 from nemo_thinkprune.rounds.plan import (
     Engine,
     Plan,
+    Runner,
     check_prune,
     evaluate,
     record_recipe,
     round_job,
     run_beside,
     weights_by_step,
+    whole,
 )
 from nemo_thinkprune.rounds.select import Decision, Measured, select
+from nemo_thinkprune.training.attempts import make_run_folder
 from nemo_thinkprune.training.checkpoint_files import verify_checkpoint
-from nemo_thinkprune.training.start import last_step, starting_point
+from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.models import starting_model
+from nemo_thinkprune.training.stopping import stop_signals
 from nemo_thinkprune.training.supervisor import JobStopped
 
 Say = Callable[[str], None]
@@ -65,10 +71,24 @@ def prune(
     Raises:
         UserError: the recipe cannot be pruned, differs from the one this folder was begun with, or no
             checkpoint of a round was validated.
+        JobStopped: SIGTERM or SIGUSR1 asked for it; what was running is saved, and nothing more is started.
     """
-    plan = make_plan(recipe, run_dir, start)
-    _run_all(plan, engine, say)
-    return finish(plan, say, before_table)
+    with stop_signals() as stop:
+        plan = make_plan(recipe, run_dir, start, sealed=engine.seals)
+        _run_all(plan, replace(engine, run=_unless_stopped(engine.run, stop)), say)
+        return finish(plan, say, before_table)
+
+
+def _unless_stopped(run: Runner, stop: threading.Event) -> Runner:
+    """``run`` for as long as nobody asks to stop; a wish that came between two jobs ends the run before the next."""
+
+    def checked(job: Job) -> None:
+        if not stop.is_set():
+            run(job)
+        if stop.is_set():
+            raise JobStopped(None)
+
+    return checked
 
 
 def _run_all(plan: Plan, engine: Engine, say: Say) -> None:
@@ -83,21 +103,19 @@ def _run_all(plan: Plan, engine: Engine, say: Say) -> None:
             say("Waiting for what runs beside the rounds (the control).")
             lane.join()
     except LaneStopped:
-        saved = last_step(plan.root / run_files.CONTROL)
-        raise JobStopped(int(saved.name.removeprefix("step_")) if saved else 0) from None
+        raise JobStopped(None) from None
     finally:
         if lane is not None:
             lane.stop()
 
 
-def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None) -> Plan:
+def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None, *, sealed: bool = True) -> Plan:
     """Check the recipe, find the model, and record recipe and environment in the run folder."""
     check_prune(recipe)
-    model, weights = starting_point(recipe.policy.model_name)
-    pretrained = recipe.policy.pretrained_checkpoint
-    if start is None and pretrained is not None:
-        start = Path(pretrained.path)
-    plan = Plan(recipe, run_dir.resolve(), str(model), start.resolve() if start else weights)
+    source = starting_model(recipe)
+    weights = start.resolve() if start else source.weights
+    plan = Plan(recipe, run_dir.resolve(), source.folder, weights, sealed=sealed)
+    make_run_folder(plan.root)
     record_recipe(plan)
     if not (plan.root / "environment.json").exists():
         write_atomic(plan.root / "environment.json", json.dumps(environment(), indent=2) + "\n")
@@ -110,7 +128,7 @@ def _rounds(plan: Plan, engine: Engine, say: Say, lane: Lane | None) -> None:
         decision = run_files.read_json(plan.folder(number) / "decision.json")
         if decision is None:
             say(f"Round {number} of {len(plan.limits)}: a response has {limit} tokens to end in, or earns 0.")
-            engine.run(round_job(plan, number, plan.weights(weights)))
+            engine.run(round_job(plan, number, whole(plan, plan.weights(weights))))
             decision = _decide(plan, number, start=weights, say=say)
         say(f"Round {number} (limit {limit}): {decision['reason']}")
         weights = decision["weights"]
@@ -129,7 +147,7 @@ def _decide(plan: Plan, number: int, *, start: str | None, say: Say) -> dict[str
         if decision.selected_step is None:
             break
         step = checkpoints[decision.selected_step].parents[2]
-        problems = verify_checkpoint(step, require_manifest=False)
+        problems = verify_checkpoint(step, require_manifest=plan.sealed)
         if not problems:
             break
         say(f"Round {number}: {step.name} is not whole and is passed over: {'; '.join(problems)}")

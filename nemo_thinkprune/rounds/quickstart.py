@@ -18,6 +18,8 @@ from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.reporting import run_files
 from nemo_thinkprune.rounds.plan import Engine
 from nemo_thinkprune.rounds.prune import Say, prune
+from nemo_thinkprune.training.attempts import make_run_folder
+from nemo_thinkprune.training.run_settings import raise_changes
 from nemo_thinkprune.training.start import warmup
 
 
@@ -31,7 +33,8 @@ def quickstart(recipe: Recipe, run_dir: Path, *, engine: Engine, say: Say) -> di
         The content of summary.json.
 
     Raises:
-        UserError: the recipe has no warm-up, or the warm-up misses its target accuracy.
+        UserError: the recipe has no warm-up, the warm-up misses its target accuracy, or the folder holds data or
+            a warm-up made with other settings.
     """
     if recipe.thinkprune.warmup is None:
         raise UserError("the quickstart needs a recipe with a section thinkprune.warmup")
@@ -40,6 +43,7 @@ def quickstart(recipe: Recipe, run_dir: Path, *, engine: Engine, say: Say) -> di
         "  keeps a running total. The teacher's thoughts check many steps twice: they are longer than needed."
     )
     run_dir = run_dir.resolve()
+    make_run_folder(run_dir)
     recipe = place(recipe, run_dir)
     make_data(run_dir, seed=recipe.grpo.seed, say=say)
     say("Stage 2 of 4: the warm-up. A tiny Qwen2 imitates the teacher until it is right often enough, and")
@@ -78,8 +82,15 @@ def place(recipe: Recipe, run_dir: Path) -> Recipe:
 
 
 def make_data(run_dir: Path, *, seed: int, say: Say) -> None:
-    """Write the task's files and the tiny model's configuration once."""
+    """Write the task's files and the tiny model's configuration once.
+
+    Raises:
+        UserError: they were written with another seed.
+    """
     done = run_dir / "data" / "made.json"
+    made = run_files.read_json(done) or {}
+    if made and made.get("seed") != seed:
+        raise_changes(run_dir, [f"grpo.seed: was {made.get('seed')}, is {seed}"])
     if not done.exists():
         paths = write_dataset(run_dir / "data", seed=seed)
         make_model(run_dir / "model", seed=seed)

@@ -25,9 +25,9 @@ def run_lock(run_dir: Path) -> Iterator[int]:
     Waits a few seconds for the processes of a killed attempt to vanish.
 
     Raises:
-        UserError: Another run uses the folder.
+        UserError: Another run uses the folder, or it cannot be made.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_folder(run_dir)
     descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(descriptor, run_dir)
@@ -36,6 +36,19 @@ def run_lock(run_dir: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def make_run_folder(run_dir: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        UserError: It cannot be made: a file is in its way, or the place may not be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot make the folder {run_dir} ({reason}): give another place") from error
 
 
 def _take(descriptor: int, run_dir: Path) -> None:

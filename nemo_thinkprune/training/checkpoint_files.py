@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_thinkprune.recipe.files import fsync_dir
+from nemo_thinkprune.recipe.model_source import WEIGHTS_FOLDER
 from nemo_thinkprune.training.disk import check_disk_space, disk_errors
-from nemo_thinkprune.training.manifest import MANIFEST, seal, verify
+from nemo_thinkprune.training.manifest import MANIFEST, Pulse, seal, verify
 
 __all__ = [
     "Checkpoint",
@@ -26,11 +28,12 @@ __all__ = [
     "prune_checkpoints",
     "publish",
     "remove_stale",
+    "training_info",
     "verify_checkpoint",
 ]
 
 TRAINING_INFO = "training_info.json"
-WEIGHTS = Path("policy/weights/iter_0000000")
+WEIGHTS = WEIGHTS_FOLDER / "iter_0000000"
 
 _STEP = re.compile(r"step_(\d+)")
 _ASIDE = re.compile(r"(tmp|old|gone)_(step_\d+)")
@@ -57,13 +60,14 @@ def complete_checkpoints(folder: Path, *, require_manifest: bool = True) -> list
     return [item for item in _steps(folder) if (item.path / marker).is_file()]
 
 
-def verify_checkpoint(path: Path, *, require_manifest: bool = True) -> list[str]:
+def verify_checkpoint(path: Path, *, require_manifest: bool = True, pulse: Pulse | None = None) -> list[str]:
     """What is wrong with a checkpoint, naming the files; empty when every byte is as it was written.
 
-    Without `require_manifest` a folder that has none need only hold the essential files.
+    Without `require_manifest` a folder that has none need only hold the essential files.  `pulse` is called,
+    from several threads, for every part that is read.
     """
     if require_manifest or (path / MANIFEST).exists():
-        return verify(path)
+        return verify(path, pulse=pulse)
     return [f"{name} is missing" for name in _ESSENTIAL if not (path / name).is_file()]
 
 
@@ -72,24 +76,30 @@ def newest_valid(
     *,
     on_refused: Callable[[Path, list[str]], None],
     require_manifest: bool = True,
+    pulse: Pulse | None = None,
 ) -> Path | None:
-    """The newest checkpoint that verifies, None when there is none; each refused one is reported with why."""
+    """The newest checkpoint that verifies, None when there is none; each refused one is reported with why.
+
+    `require_manifest` and `pulse` as in `verify_checkpoint`.
+    """
     for checkpoint in _steps(folder) if folder.is_dir() else []:
-        problems = verify_checkpoint(checkpoint.path, require_manifest=require_manifest)
+        problems = verify_checkpoint(checkpoint.path, require_manifest=require_manifest, pulse=pulse)
         if not problems:
             return checkpoint.path
         on_refused(checkpoint.path, problems)
     return None
 
 
-def publish(aside: Path, final: Path) -> None:
+def publish(aside: Path, final: Path, *, pulse: Pulse | None = None) -> None:
     """Seal `aside` and rename it to `final`, replacing what is there; durable when this returns.
+
+    `pulse` as in `verify_checkpoint`.
 
     Raises:
         DiskFull: There is no room for the manifest or the synced data; `final` is as it was.
     """
     with disk_errors(final):
-        seal(aside)
+        seal(aside, pulse=pulse)
         replaced = final.with_name(f"old_{final.name}")
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -125,9 +135,10 @@ def prune_checkpoints(
 ) -> list[int]:
     """Delete all but the latest checkpoint, the best `keep_top_k` and `keep_steps`; gives the deleted steps.
 
-    Best by `metric_name` of training_info.json, a checkpoint without it last, the newer first among equals; by
-    recency when `metric_name` is None.  Only checkpoints with all files in full size count and can be deleted,
-    so that a damaged one never takes the place of a whole one.  `keep_top_k` None keeps everything.
+    Best by `metric_name` of training_info.json, a checkpoint without it (or whose file is damaged) last, the
+    newer first among equals; by recency when `metric_name` is None.  Only checkpoints with all files in full
+    size count and can be deleted, so that a damaged one never takes the place of a whole one.  `keep_top_k`
+    None keeps everything.
     """
     if keep_top_k is None:
         return []
@@ -144,6 +155,15 @@ def prune_checkpoints(
     return [item.step for item in dropped]
 
 
+def training_info(path: Path) -> dict[str, Any]:
+    """What training_info.json of a checkpoint says; empty when it is gone or damaged."""
+    try:
+        info = json.loads((path / TRAINING_INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
 def _steps(folder: Path) -> list[Checkpoint]:
     """All folders ``step_N``, newest first."""
     found = [
@@ -157,8 +177,7 @@ def _steps(folder: Path) -> list[Checkpoint]:
 def _rank(item: Checkpoint, metric_name: str | None, higher_is_better: bool) -> tuple[float, int]:
     if metric_name is None:
         return 0.0, item.step
-    info = json.loads((item.path / TRAINING_INFO).read_text(encoding="utf-8"))
-    value = info.get(metric_name)
+    value = training_info(item.path).get(metric_name)
     if not isinstance(value, int | float) or value != value:
         return float("-inf"), item.step
     return (value if higher_is_better else -value), item.step

@@ -19,6 +19,7 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import to_dict
 from nemo_thinkprune.training.checkpoint_files import (
     TRAINING_INFO,
+    WEIGHTS,
     check_disk_space,
     newest_valid,
     prune_checkpoints,
@@ -28,7 +29,6 @@ from nemo_thinkprune.training.checkpoint_files import (
 from nemo_thinkprune.training.disk import disk_errors
 from nemo_thinkprune.training.session import Session
 
-WEIGHTS = Path("policy/weights/iter_0000000")
 BYTES_PER_PARAMETER_OF_ADAM = 8  # two fp32 moments
 
 
@@ -46,7 +46,7 @@ class Checkpointer:
         if self.session.layout.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self.folder)
-            newest = newest_valid(self.folder, on_refused=self._refused)
+            newest = newest_valid(self.folder, on_refused=self._refused, pulse=self.session.context.pulse)
             found = str(newest) if newest is not None else None
         found = broadcast_from_main(self.session.layout, found)
         if found is None:
@@ -79,7 +79,7 @@ class Checkpointer:
         if session.layout.is_main:
             self._write_side_files(aside, step, validation)
             session.beat("rename", step)
-            publish(aside, final)
+            publish(aside, final, pulse=session.context.pulse)
             prune_checkpoints(
                 self.folder,
                 keep_top_k=self._settings.keep_top_k,

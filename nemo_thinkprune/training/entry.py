@@ -17,13 +17,16 @@ def run(job: Job, context: RankContext) -> None:
         UserError: Something that the user can mend; the supervisor passes it on.
     """
     if job.kind == "train":
-        with open_session(job, context, optimizer=optimizer_config(job.recipe)) as session:
+        with (
+            open_session(job, context, optimizer=optimizer_config(job.recipe)) as session,
+            context.reporting(),
+        ):
             train(session)
     elif job.kind == "warmup":
         assert job.recipe.thinkprune.warmup is not None
         config = warmup_optimizer(job.recipe, job.recipe.thinkprune.warmup)
-        with open_session(job, context, optimizer=config) as session:
+        with open_session(job, context, optimizer=config) as session, context.reporting():
             warm_up(session)
     else:
-        with open_session(job, context, optimizer=None) as session:
+        with open_session(job, context, optimizer=None) as session, context.reporting():
             evaluate(session)

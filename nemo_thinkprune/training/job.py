@@ -85,8 +85,11 @@ class Job:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Job:
-        """The job in a file; raises as `from_json`."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """The job in a file; raises as `from_json`, naming the file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (UserError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def job_settings(job: Job) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,15 +16,20 @@ _VERSION = 1
 _THREADS = 4
 
 
-def seal(folder: Path) -> None:
+Pulse = Callable[[], None]
+
+
+def seal(folder: Path, *, pulse: Pulse | None = None) -> None:
     """Sync every file below `folder`, then write its manifest, then sync the folders.
+
+    `pulse` is called, from several threads, for every part that is read: a sign of life while it takes long.
 
     Raises:
         OSError: The disk is full or a file cannot be read; there is no manifest then.
     """
     files = sorted(_files(folder))
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_synced_digest, files))
+        digests = list(pool.map(lambda path: _synced_digest(path, pulse), files))
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(files, digests, strict=True)
@@ -34,10 +39,10 @@ def seal(folder: Path) -> None:
         fsync_dir(parent)
 
 
-def verify(folder: Path, *, digests: bool = True) -> list[str]:
+def verify(folder: Path, *, digests: bool = True, pulse: Pulse | None = None) -> list[str]:
     """What is wrong with a sealed folder, a line for each damaged file; empty when nothing is.
 
-    Without `digests` only presence and sizes are compared, which costs no reading.
+    Without `digests` only presence and sizes are compared, which costs no reading.  `pulse` as in `seal`.
     """
     try:
         entries = _read(folder / MANIFEST)
@@ -46,17 +51,19 @@ def verify(folder: Path, *, digests: bool = True) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda item: _problem(folder, *item, digests=digests), entries.items())
+        found = pool.map(lambda item: _problem(folder, *item, digests=digests, pulse=pulse), entries.items())
         return [problem for problem in found if problem is not None]
 
 
-def _problem(folder: Path, name: str, entry: dict[str, Any], *, digests: bool) -> str | None:
+def _problem(
+    folder: Path, name: str, entry: dict[str, Any], *, digests: bool, pulse: Pulse | None
+) -> str | None:
     path = folder / name
     try:
         size = path.stat().st_size
         if size != entry["size"]:
             return f"{name} has {size} bytes instead of {entry['size']}"
-        if digests and sha256_file(path) != entry["sha256"]:
+        if digests and sha256_file(path, pulse=pulse) != entry["sha256"]:
             return f"{name} has changed (its SHA-256 differs)"
     except FileNotFoundError:
         return f"{name} is missing"
@@ -104,10 +111,10 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _synced_digest(path: Path) -> str:
+def _synced_digest(path: Path, pulse: Pulse | None) -> str:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return sha256_file(path)
+    return sha256_file(path, pulse=pulse)

@@ -14,13 +14,13 @@ _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02
 
 
-def die_with_parent() -> Callable[[], None]:
-    """Return what a child of this process must call before exec so that it cannot outlive its parent.
+def die_with_parent(parent: int | None = None) -> Callable[[], None]:
+    """Return what a child of `parent` (default: this process) must call so that it cannot outlive it.
 
     It asks the kernel for a SIGKILL when the thread that forked ends, and leaves at once when the parent is
     already gone.  The C library is looked up here: a forked child of a threaded process should not.
     """
-    parent = os.getpid()
+    parent = os.getpid() if parent is None else parent
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def arm() -> None:

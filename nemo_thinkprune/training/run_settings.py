@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,6 +11,7 @@ import yaml
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import dump_yaml
+from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.training.job import JOB_FILE, Job, job_settings
 
 CONFIG_FILE = "config.yaml"
@@ -31,6 +33,8 @@ FREE_KEYS = (
     "thinkprune.limits",
     "thinkprune.selection",
     "thinkprune.report_data",
+    "thinkprune.warmup.max_extensions",
+    "thinkprune.warmup.target_accuracy",
 )
 _JOB_KEYS = ("kind", "model", "init_weights", "limit")
 _MISSING = "nothing"
@@ -40,28 +44,63 @@ def record_settings(job: Job) -> None:
     """Write config.yaml and JOB.json into the run folder, after comparing them with those of the run so far.
 
     Raises:
-        UserError: The folder holds a run with other settings; the message names the keys with both values.
+        UserError: as `refuse_other_settings`.
+    """
+    refuse_other_settings(job)
+    write_atomic(job.run_dir / CONFIG_FILE, dump_yaml(job.recipe))
+    job.write(job.run_dir / JOB_FILE)
+
+
+def refuse_other_settings(job: Job) -> None:
+    """Compare a job with what its run folder was begun with; nothing to say when that is new.
+
+    Raises:
+        UserError: The folder holds a run with other settings, the message names the keys with both values; or
+            its records are damaged.
     """
     folder = job.run_dir
-    text = dump_yaml(job.recipe)
-    problems: list[str] = []
-    if (folder / CONFIG_FILE).exists():
-        before = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}
-        problems += changed_settings(before, yaml.safe_load(text))
+    problems = recipe_changes(folder, job.recipe)
     if (folder / JOB_FILE).exists():
-        earlier = job_settings(Job.read(folder / JOB_FILE))
-        now = job_settings(job)
+        earlier, now = job_settings(Job.read(folder / JOB_FILE)), job_settings(job)
         problems += [
             f"{key}: was {earlier[key]}, is {now[key]}" for key in _JOB_KEYS if earlier[key] != now[key]
         ]
+    raise_changes(folder, problems)
+
+
+def recipe_changes(folder: Path, recipe: Recipe) -> list[str]:
+    """The keys in which a recipe differs from config.yaml of a run folder, as `changed_settings`.
+
+    Raises:
+        UserError: config.yaml is damaged.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(file) from error
+    if not isinstance(before, dict):
+        raise _damaged(file)
+    return changed_settings(before, yaml.safe_load(dump_yaml(recipe)))
+
+
+def raise_changes(folder: Path, problems: list[str]) -> None:
+    """Raise a UserError that lists the changes, if there are any."""
     if problems:
         listed = "\n".join(f"  {line}" for line in problems)
         raise UserError(
             f"{folder} holds a run with other settings:\n{listed}\n"
             "give the old values to continue it, or use another folder for the new ones"
         )
-    write_atomic(folder / CONFIG_FILE, text)
-    job.write(folder / JOB_FILE)
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(
+        f"{file} is damaged, so nobody can tell whether this run may be continued with these settings: restore "
+        f"it from a checkpoint's {CONFIG_FILE}, or use another folder"
+    )
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ from nemo_thinkprune.training.job import JOB_FILE, Job
 from nemo_thinkprune.training.postmortem import tail, write_report
 from nemo_thinkprune.training.process_tree import kill_sessions
 from nemo_thinkprune.training.run_settings import record_settings
+from nemo_thinkprune.training.stopping import stop_signals
 from nemo_thinkprune.training.watch import Failure, FailureKind, Stopped, Verdict, Watch
 from nemo_thinkprune.training.worker import DEFAULT_ENTRY
 
@@ -67,51 +68,82 @@ class JobFailed(RuntimeError):
 
 
 class JobStopped(RuntimeError):
-    """The job saved `step` and left because it was asked to; start it again to go on."""
+    """The job left because it was asked to, with `step` saved (None: nothing); start it again to go on."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int | None, message: str = "stopped as asked; the same command goes on") -> None:
         self.step = step
-        super().__init__(f"stopped as asked with step {step} saved; the same command goes on from there")
+        saved = f"stopped as asked with step {step} saved; the same command goes on from there"
+        super().__init__(message if step is None else saved)
 
 
 def run_job(job: Job, *, on_event: Callable[[Event], None] | None = None, entry: str = DEFAULT_ENTRY) -> None:
     """Run `job` on all of its ranks and return when it is done.
 
-    SIGTERM and SIGUSR1 ask the ranks to save at the next step boundary and leave.  `entry` names the function
-    "package.module:function" that every rank calls with the job and its `worker.RankContext`.
+    SIGTERM and SIGUSR1 ask the ranks to save at the next step boundary and leave; an evaluation, which has
+    nothing to save, is ended at once.  `entry` names the function "package.module:function" that every rank
+    calls with the job and its `worker.RankContext`.
 
     Raises:
         UserError: A worker found a mistake of the user; or another process uses the run folder; or the folder
             holds a run with other settings.
         JobFailed: A rank died, raised or gave no sign of life for `thinkprune.runtime.stall_timeout_s`.
-        JobStopped: The ranks saved and left as asked.
+        JobStopped: The job was asked to stop, be it on its last step: whoever runs jobs one after the other
+            must not start the next.
     """
-    with run_lock(job.run_dir) as lock:
-        if job.kind != "eval":
-            record_settings(job)
-        attempt = new_attempt(job.run_dir)
-        job.write(attempt / JOB_FILE)
-        verdict = _run_attempt(job, attempt, lock, on_event or (lambda event: None), entry)
-    if isinstance(verdict, Stopped):
-        raise JobStopped(verdict.step)
+    with stop_signals() as stop:
+        if stop.is_set():
+            raise JobStopped(None)
+        with run_lock(job.run_dir) as lock:
+            if job.kind != "eval":
+                record_settings(job)
+            attempt = new_attempt(job.run_dir)
+            job.write(attempt / JOB_FILE)
+            verdict = _run_attempt(job, attempt, lock, stop, on_event or (lambda event: None), entry)
     if isinstance(verdict, Failure):
         if verdict.kind is FailureKind.USER_ERROR:
             raise UserError(verdict.reason)
         log = attempt / f"rank_{verdict.rank}.log"
         raise JobFailed(verdict, log=log, report=attempt / "failure.txt")
+    if isinstance(verdict, Stopped) or stop.is_set():
+        raise _stopped(job, verdict)
+
+
+def _stopped(job: Job, verdict: Verdict) -> JobStopped:
+    """What a stop leaves, in words that are true of this job."""
+    if not isinstance(verdict, Stopped):
+        return JobStopped(
+            None, "stopped as asked when the job had just ended; the same command goes on after it"
+        )
+    if job.kind == "eval":
+        return JobStopped(
+            None,
+            "stopped as asked; an evaluation saves nothing on its way, so the same command starts it again",
+        )
+    if job.kind == "train" and not job.recipe.checkpointing.enabled:
+        return JobStopped(
+            None,
+            f"stopped as asked after step {verdict.step} with nothing saved, as checkpointing.enabled is false; "
+            "the same command starts over",
+        )
+    return JobStopped(verdict.step)
 
 
 def _run_attempt(
-    job: Job, attempt: Path, lock: int, on_event: Callable[[Event], None], entry: str
+    job: Job,
+    attempt: Path,
+    lock: int,
+    stop: threading.Event,
+    on_event: Callable[[Event], None],
+    entry: str,
 ) -> Verdict:
     watch = Watch(job.world_size, job.recipe.thinkprune.runtime.stall_timeout_s, time.monotonic())
     ranks: list[Rank] = []
-    with _stop_signals() as stop, _guard(lock) as register:
+    with _guard(lock) as register:
         try:
             for number in range(job.world_size):
                 ranks.append(start_rank(job, attempt, number, entry=entry, lock=lock))
                 register(ranks[-1].pid)
-            verdict = _supervise(ranks, watch, stop, on_event)
+            verdict = _supervise(ranks, watch, stop, on_event, can_save=job.kind != "eval")
             if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
                 write_report(attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
             return verdict
@@ -121,9 +153,14 @@ def _run_attempt(
 
 
 def _supervise(
-    ranks: list[Rank], watch: Watch, stop: threading.Event, on_event: Callable[[Event], None]
+    ranks: list[Rank],
+    watch: Watch,
+    stop: threading.Event,
+    on_event: Callable[[Event], None],
+    *,
+    can_save: bool,
 ) -> Verdict:
-    """Watch until there is a verdict."""
+    """Watch until there is a verdict; ranks that cannot save are not waited for when asked to stop."""
 
     def listen(wait_s: float) -> None:
         for rank, message in drain(ranks, wait_s):
@@ -138,11 +175,13 @@ def _supervise(
             watch.exited(number, code, time.monotonic())
         # What a rank wrote just before it left must be known before anything is concluded from its leaving.
         listen(0.0)
-        watch.paused(paused_ranks(ranks))
-        if stop.is_set():
+        watch.paused(paused_ranks(ranks), time.monotonic())
+        if stop.is_set() and can_save:
             _ask_to_stop(ranks, watch, asked)
         if (verdict := watch.verdict(time.monotonic())) is not None:
             return verdict
+        if stop.is_set() and not can_save:
+            return Stopped(0)
 
 
 def _ask_to_stop(ranks: list[Rank], watch: Watch, asked: set[int]) -> None:
@@ -162,22 +201,6 @@ def _event(message: dict[str, Any]) -> Event:
         total=message["total"],
         extra=message["extra"],
     )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGUSR1 set; only a main thread can listen to signals."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

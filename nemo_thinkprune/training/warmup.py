@@ -74,7 +74,8 @@ def warm_up(session: Session) -> None:
             return session.context.stopped(step)
     raise UserError(
         f"warm-up reached accuracy {accuracy:.3f} after {last} steps, below thinkprune.warmup.target_accuracy = "
-        f"{settings.target_accuracy}: raise steps or max_extensions, or lower the target"
+        f"{settings.target_accuracy}: raise thinkprune.warmup.max_extensions or lower the target to go on from "
+        "here, or warm up in another folder with more steps"
     )
 
 

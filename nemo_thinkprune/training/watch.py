@@ -69,7 +69,7 @@ class RankState:
     phase: str = "launch"
     step: int = 0
     ready: bool = False
-    paused: bool = False
+    paused_since: float | None = None
     finished_at: float | None = None
     stopped_step: int | None = None
     error: dict[str, Any] | None = None
@@ -124,10 +124,13 @@ class Watch:
         state = self.ranks[rank]
         state.exit_code, state.exited_at = code, now
 
-    def paused(self, ranks: Collection[int]) -> None:
-        """Take in which processes do not run now because a signal (SIGSTOP, SIGTSTP) stopped them."""
+    def paused(self, ranks: Collection[int], now: float) -> None:
+        """Take in which processes do not run now because a signal (SIGSTOP) or a debugger stopped them."""
         for state in self.ranks:
-            state.paused = state.rank in ranks
+            if state.rank not in ranks:
+                state.paused_since = None
+            elif state.paused_since is None:
+                state.paused_since = now
 
     def verdict(self, now: float) -> Verdict | None:
         """What to do: None to go on waiting."""
@@ -149,6 +152,8 @@ class Watch:
         if gap > FORGIVEN_GAP_S:
             for state in self.ranks:
                 state.last_beat = min(state.last_beat + gap, now)
+                if state.paused_since is not None:
+                    state.paused_since = min(state.paused_since + gap, now)
 
     def _mistake(self) -> Failure | None:
         """A mistake of the user wins over everything, as all ranks may report it or die of it."""
@@ -203,16 +208,19 @@ class Watch:
         return Stopped(max(s.step if s.stopped_step is None else s.stopped_step for s in stopped))
 
     def _stall(self, now: float) -> Failure | None:
-        """The ranks wait for each other: a stopped one is to blame, else the one silent for longest."""
+        """A rank that is stopped, or silence of all: one that waits, or waited until now, for a peer is not hung."""
         working = [s for s in self.ranks if not s.complete]
-        if not any(now - s.last_beat > self.stall_timeout_s for s in working):
+        stopped = [s for s in working if s.paused_since is not None]
+        frozen = [s for s in stopped if now - (s.paused_since or now) > self.stall_timeout_s]
+        if not frozen and any(now - s.last_beat <= self.stall_timeout_s for s in self.ranks):
             return None
-        state = min(working, key=lambda s: (not s.paused, s.last_beat))
+        # In silence a stopped rank is to blame before those that wait for it, else the one silent for longest.
+        state = min(frozen or stopped or working, key=lambda s: s.last_beat)
         return Failure(
             FailureKind.STALLED,
             state.rank,
-            f"rank {state.rank} of {self.world} gave no sign of life for {now - state.last_beat:.1f} s in "
-            f"{state.where()} (thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g})",
+            f"rank {state.rank} of {self.world} {_silence(state, now)} in {state.where()} "
+            f"(thinkprune.runtime.stall_timeout_s = {self.stall_timeout_s:g})",
         )
 
 
@@ -226,10 +234,16 @@ def _death_time(state: RankState) -> float:
     return state.exited_at if state.exited_at is not None else float("inf")
 
 
+def _silence(state: RankState, now: float) -> str:
+    if state.paused_since is not None:
+        return f"has been stopped by a signal for {now - state.paused_since:.1f} s"
+    return f"gave no sign of life for {now - state.last_beat:.1f} s"
+
+
 def _position(state: RankState, now: float) -> str:
     if state.exit_code is not None:
         return f"ended with {state.exit_code}, last in {state.where()}"
     if not state.ready:
         return "not started yet"
-    paused = ", stopped by a signal" if state.paused else ""
+    paused = "" if state.paused_since is None else ", stopped by a signal"
     return f"in {state.where()}, last sign of life {now - state.last_beat:.1f} s ago{paused}"

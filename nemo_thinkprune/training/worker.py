@@ -7,6 +7,7 @@ phase, step or row), "pulse" (still alive), "error", "user_error" or "finished".
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import json
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class RankContext:
         self._lock = threading.Lock()
         self._last_sent = 0.0
         self._stop = False
+        self._reported: Exception | None = None
 
     def beat(
         self,
@@ -84,6 +86,27 @@ class RankContext:
         """Note that the rank leaves early with `step` saved; its exit code becomes 75."""
         self.stopped_step = step
 
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Tell the supervisor of an exception as it leaves the block, once.
+
+        Around the work inside a session: what the session then does to end may wait for peers that are gone.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._reported is not error:
+                self._reported = error
+                self._report(error)
+            raise
+
+    def _report(self, error: Exception) -> None:
+        if isinstance(error, UserError):
+            self.send("user_error", message=str(error))
+            return
+        traceback.print_exc()
+        self.send("error", type=type(error).__name__, message=str(error)[:_MAX_MESSAGE])
+
     def request_stop(self) -> None:
         """What SIGTERM and SIGUSR1 do."""
         self._stop = True
@@ -114,14 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, lambda *_: context.request_stop())
     context.send("ready")
     try:
-        resolve_entry(args.entry)(Job.read(args.job), context)
-    except UserError as error:
-        context.send("user_error", message=str(error))
+        with context.reporting():
+            resolve_entry(args.entry)(Job.read(args.job), context)
+    except UserError:
         _leave(EXIT_USER_ERROR)
-    except Exception as error:
-        traceback.print_exc()
-        message = str(error)[:_MAX_MESSAGE]
-        context.send("error", type=type(error).__name__, message=message)
+    except Exception:
         _leave(1)
     context.send("finished", stopped_step=context.stopped_step)
     sys.exit(0 if context.stopped_step is None else EXIT_STOPPED)

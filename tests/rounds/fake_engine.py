@@ -9,6 +9,7 @@ import fake_run
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import recipe_from_dict
+from nemo_thinkprune.training.checkpoint_files import publish
 
 STEPS = 6
 SHORTEST = {128: 68.0, 96: 55.0, 64: 48.0, 240: 72.0}
@@ -23,6 +24,7 @@ def recipe(root: Path, **thinkprune):
         {
             "policy": {"model_name": "tiny"},
             "data": {
+                "max_input_seq_length": 64,
                 "train": [{"data_path": "train.jsonl"}],
                 "validation": [{"data_path": "selection.jsonl"}],
             },
@@ -98,11 +100,17 @@ def _train(job, root: Path) -> None:
                 stream.write(
                     json.dumps(fake_run.validation_row(step, accuracy=accuracy, tokens=tokens)) + "\n"
                 )
-                weights = folder / "checkpoints" / f"step_{step}" / "policy" / "weights" / "iter_0000000"
-                weights.mkdir(parents=True)
-                (weights / "metadata.json").write_text("{}")
-                (weights / ".metadata").write_text("")
-                (weights.parents[2] / "training_info.json").write_text(json.dumps({"step": step}))
+                _save(folder / "checkpoints", step)
+
+
+def _save(folder: Path, step: int) -> None:
+    aside = folder / f"tmp_step_{step}"
+    weights = aside / "policy" / "weights" / "iter_0000000"
+    weights.mkdir(parents=True)
+    (weights / "metadata.json").write_text("{}")
+    (weights / ".metadata").write_text(f"weights of step {step}")
+    (aside / "training_info.json").write_text(json.dumps({"step": step}))
+    publish(aside, folder / f"step_{step}")
 
 
 def _evaluate(job, root: Path) -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from nemo_thinkprune.algorithms.losses import LossConfig
-from nemo_thinkprune.evaluation import run as evaluation
+from nemo_thinkprune.data.tiny_model import model_config
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import dump_yaml, load_recipe
 from nemo_thinkprune.reporting import report
 from nemo_thinkprune.rewards.length_rewards import LENGTH_REWARDS, Group, length_reward
 from nemo_thinkprune.rounds import commands, prune
+from nemo_thinkprune.rounds import evaluate as evaluation
 from nemo_thinkprune.rounds.length_reward_formula import FORMULAS, length_reward_formula
 from nemo_thinkprune.training import start
 
@@ -21,8 +22,9 @@ MEASURED = {"accuracy": 0.5, "mean_tokens": 41.5}
 def evaluated(monkeypatch):
     """The arguments of the evaluation that a command asks for."""
     seen = {}
+    done = evaluation.Evaluation(MEASURED, Path("eval/name_aime_50.json"))
     monkeypatch.setattr(
-        evaluation, "evaluate_model", lambda model, **keys: seen.update(keys, model=model) or MEASURED
+        evaluation, "evaluate_model", lambda model, **keys: seen.update(keys, model=model) or done
     )
     return seen
 
@@ -36,19 +38,24 @@ def evaluate(model, *overrides, recipe=None, out=None):
 
 def test_an_evaluation_of_any_model_takes_the_defaults_and_overrides(evaluated):
     table = evaluate("org/name", "thinkprune.prompt_family=qwen")
-    assert "50.0" in table and "41.5" in table and "eval/name_aime_50.jsonl" in table
+    assert "50.0" in table and "41.5" in table
+    assert "eval/name_aime_50.json\n" in table and "eval/name_aime_50.jsonl" in table
     assert evaluated["limits"] == [20]
     assert evaluated["model"] == "org/name"
     assert evaluated["recipe"].thinkprune.prompt_family == "qwen"
-    assert str(evaluated["out"]) == "eval/name_aime_50.json"
+    assert evaluated["out"] is None
 
 
 def test_an_evaluation_of_a_checkpoint_takes_the_recipe_it_was_trained_with(evaluated, tmp_path):
     step = tmp_path / "step_5"
-    step.mkdir()
+    weights = step / "policy" / "weights" / "iter_0000000"
+    weights.mkdir(parents=True)
+    (step / "policy" / "tokenizer").mkdir()
+    (step / "policy" / "tokenizer" / "config.json").write_text("{}")
     (step / "config.yaml").write_text(dump_yaml(load_recipe("quickstart")))
-    evaluate(step)
-    assert evaluated["recipe"] == load_recipe("quickstart")
+    for model in (step, weights):
+        evaluate(model)
+        assert evaluated["recipe"] == load_recipe("quickstart")
     evaluate(step, "grpo.seed=3", recipe="tiny-hf-cpu", out=tmp_path / "o.json")
     assert evaluated["recipe"] == load_recipe("tiny-hf-cpu", ["grpo.seed=3"])
     assert evaluated["out"] == tmp_path / "o.json"
@@ -58,13 +65,13 @@ def test_an_evaluation_of_a_checkpoint_takes_the_recipe_it_was_trained_with(eval
 def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    config = {"num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 9999}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(model_config() | {"max_position_embeddings": 9999}))
     return folder
 
 
 def test_prune_gives_the_rounds_a_local_model_and_the_weights_to_start_from(monkeypatch, model, tmp_path):
     seen = {}
+    (tmp_path / "iter_0000000").mkdir()
     monkeypatch.setattr(
         prune, "prune", lambda recipe, run_dir, **keys: seen.update(keys, recipe=recipe, dir=run_dir)
     )

@@ -1,14 +1,19 @@
 import json
+import os
 import shutil
+import signal
 
 import fake_engine
 import pytest
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import with_values
+from nemo_thinkprune.rounds import prune as prune_module
 from nemo_thinkprune.rounds.lane import LaneFailed
 from nemo_thinkprune.rounds.plan import Engine, check_prune
 from nemo_thinkprune.rounds.prune import prune
+from nemo_thinkprune.training.stopping import stop_signals
+from nemo_thinkprune.training.supervisor import JobStopped
 
 ONE_LANE = Engine(run=fake_engine.run)
 WEIGHTS = "{}/checkpoints/step_6/policy/weights/iter_0000000"
@@ -120,6 +125,110 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(root):
     summary, said = go(root)
     assert "step_6 is not whole and is passed over" in said and ".metadata is missing" in said
     assert [r["selected_step"] for r in summary["rounds"]] == [3, 6, 6]
+
+
+def run_and_ask_to_stop(root, name, number=signal.SIGTERM):
+    """An engine whose job `name` ends its work, be it its last step, while somebody asks to stop."""
+
+    def run(job):
+        fake_engine.run(job)
+        if job.run_dir.name == name and not (root / "asked").exists():
+            (root / "asked").touch()
+            os.kill(os.getpid(), number)
+
+    return Engine(run=run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_asked_for_during_a_job_starts_no_other(root, number):
+    before = signal.getsignal(number)
+    with pytest.raises(JobStopped, match="the same command goes on"):
+        go(root, run_and_ask_to_stop(root, "round_1_L128", number))
+    assert [call["name"] for call in fake_engine.calls(root)] == ["round_1_L128"]
+    assert signal.getsignal(number) is before
+    assert go(root)[0]["status"] == "finished"
+    assert (
+        names(root, "train").count("round_1_L128") == 2
+    )  # handed over again; the engine resumed it at its end
+
+
+def test_a_stop_asked_for_between_two_jobs_lets_the_lane_save_and_starts_nothing(root, monkeypatch):
+    select = prune_module.select
+
+    def select_and_be_asked(*args, **keys):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return select(*args, **keys)
+
+    monkeypatch.setattr(prune_module, "select", select_and_be_asked)
+    with pytest.raises(JobStopped):
+        go(root, Engine(run=fake_engine.run, beside=waits_to_be_stopped))
+    assert (root / "round_1_L128" / "decision.json").exists()
+    assert names(root, "train") == ["round_1_L128"]
+    assert (root / "lane_saved").exists() or not (root / "lane_begun").exists()
+
+
+def waits_to_be_stopped(job) -> None:
+    root = job.run_dir.parents[1]
+    with stop_signals() as stop:
+        (root / "lane_begun").touch()
+        assert stop.wait(60)
+        (root / "lane_saved").touch()
+    raise JobStopped(None)
+
+
+def test_a_stop_during_an_evaluation_repeats_only_that(root):
+    def run(job):
+        if job.kind == "eval":
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise JobStopped(None)
+        fake_engine.run(job)
+
+    with pytest.raises(JobStopped):
+        go(root, Engine(run=run))
+    assert names(root, "train") == ["round_1_L128"]
+    go(root)
+    assert names(root, "train").count("round_1_L128") == 1
+
+
+def damage(file):
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+
+
+def test_weights_that_were_damaged_after_the_decision_are_refused_by_name(root):
+    (root / "crash_round_2_L96").touch()
+    with pytest.raises(fake_engine.Crash):
+        go(root)
+    damage(root / WEIGHTS.format("round_1_L128") / ".metadata")
+    with pytest.raises(UserError, match=r"step_6 is not whole and is not used: .*\.metadata has changed"):
+        go(root)
+
+
+def test_a_checkpoint_without_manifest_counts_only_with_an_engine_that_writes_none(root):
+    def unsealed(job):
+        fake_engine.run(job)
+        for manifest in job.run_dir.glob("checkpoints/*/manifest.json"):
+            manifest.unlink()
+
+    with pytest.raises(UserError, match="no checkpoint"):
+        go(root, Engine(run=unsealed), control={"enabled": False})
+    shutil.rmtree(root)
+    root.mkdir()
+    assert go(root, Engine(run=unsealed, seals=False))[0]["status"] == "finished"
+
+
+def test_a_damaged_config_of_the_run_is_named(root):
+    go(root, control={"enabled": False})
+    (root / "config.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        go(root, control={"enabled": False})
+
+
+def test_a_run_folder_below_a_file_is_a_user_error(root):
+    (root / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        go(root / "file" / "run")
 
 
 def test_a_round_that_keeps_its_start_hands_it_on(root):

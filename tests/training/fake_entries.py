@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_thinkprune.recipe.errors import UserError
@@ -73,11 +75,63 @@ def sleep_on_rank_one(job: Job, context: RankContext) -> None:
     together(job, context)
     if context.rank == 1:
         hang_here()
-    pulse_forever(context)
+    for _ in range(20):  # busy for a little while, then waiting for rank 1 as in a collective
+        context.pulse()
+        time.sleep(0.02)
+    wait_for_peer()
 
 
 def hang_here() -> None:
     wait()
+
+
+def wait_for_peer() -> None:
+    wait()
+
+
+def pulse_while_the_other_waits(job: Job, context: RankContext) -> None:
+    context.beat("score", 3)
+    together(job, context)
+    done = job.run_dir / "scored"
+    if context.rank == 1:
+        while not done.exists():
+            time.sleep(0.05)
+        return
+    deadline = time.monotonic() + 3 * job.recipe.thinkprune.runtime.stall_timeout_s
+    while time.monotonic() < deadline:
+        context.pulse()
+        time.sleep(0.05)
+    done.touch()
+
+
+def raise_in_a_session_that_hangs_at_its_end(job: Job, context: RankContext) -> None:
+    with session_that_hangs(), context.reporting():
+        raise ZeroDivisionError("a made-up error")
+
+
+def user_error_in_a_session_that_hangs(job: Job, context: RankContext) -> None:
+    with session_that_hangs(), context.reporting():
+        raise UserError("give another file")
+
+
+@contextlib.contextmanager
+def session_that_hangs() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        wait()
+
+
+def evaluates_for_long(job: Job, context: RankContext) -> None:
+    context.beat("generate", 0)
+    pulse_forever(context)
+
+
+def saves_on_the_last_step(job: Job, context: RankContext) -> None:
+    """Finish although a stop was asked for, as the last step of a run does."""
+    context.beat("step", 1)
+    while not context.stop_requested():
+        time.sleep(0.02)
 
 
 def stop_self(job: Job, context: RankContext) -> None:

@@ -218,6 +218,30 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert prune_checkpoints(tmp_path, keep_top_k=1) == [1]
 
 
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
+def test_damaged_training_info_of_an_old_checkpoint_ranks_last_and_ends_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, **{"val:accuracy": 0.5})
+    info = tmp_path / "step_2" / "training_info.json"
+    info.write_bytes(content.ljust(info.stat().st_size, b" "))
+    assert prune_checkpoints(tmp_path, keep_top_k=2, metric_name="val:accuracy") == [2]
+    assert steps(tmp_path) == [3, 1]
+
+
+def test_hashing_gives_signs_of_life(tmp_path: Path) -> None:
+    pulses: list[int] = []
+    aside = tmp_path / "tmp_step_1"
+    aside.mkdir()
+    (aside / "large").write_bytes(bytes(3 << 20))
+    publish(aside, tmp_path / "step_1", pulse=lambda: pulses.append(1))
+    assert len(pulses) == 3
+    assert verify_checkpoint(tmp_path / "step_1", pulse=lambda: pulses.append(2)) == []
+    assert newest_valid(tmp_path, on_refused=no_refusals, pulse=lambda: pulses.append(3)) is not None
+    assert pulses == [1] * 3 + [2] * 3 + [3] * 3
+
+
 def test_a_damaged_checkpoint_takes_no_place_and_the_only_whole_one_stays(tmp_path: Path) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)

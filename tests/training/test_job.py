@@ -68,3 +68,30 @@ def test_keys_that_come_or_go_are_changes() -> None:
         "a.b: was 1, is nothing",
         "a.c: was nothing, is 1",
     ]
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"- 1", b"\xff\xfe\x00", b"", b"a: !!python/name:os.system"])
+def test_a_damaged_config_is_a_user_error_that_names_the_file(make_job: MakeJob, content: bytes) -> None:
+    job = make_job()
+    record_settings(job)
+    (job.run_dir / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        record_settings(job)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00"])
+def test_a_damaged_job_file_is_a_user_error_that_names_the_file(make_job: MakeJob, content: bytes) -> None:
+    job = make_job()
+    record_settings(job)
+    (job.run_dir / "JOB.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"JOB\.json cannot be read"):
+        record_settings(job)
+
+
+def test_a_warm_up_that_missed_its_target_goes_on_as_its_message_advises(make_job: MakeJob) -> None:
+    recipe = with_values(make_job().recipe, {"thinkprune.warmup": {"data_path": "sft.jsonl"}})
+    record_settings(make_job(kind="warmup", recipe=recipe))
+    advised = {"thinkprune.warmup.max_extensions": 5, "thinkprune.warmup.target_accuracy": 0.5}
+    record_settings(make_job(kind="warmup", recipe=with_values(recipe, advised)))
+    with pytest.raises(UserError, match=r"thinkprune\.warmup\.steps: was 700, is 900"):
+        record_settings(make_job(kind="warmup", recipe=with_values(recipe, {"thinkprune.warmup.steps": 900})))

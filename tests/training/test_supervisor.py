@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.load import with_values
 from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.stopping import stop_signals
 from nemo_thinkprune.training.supervisor import Event, JobFailed, JobStopped, run_job
 from nemo_thinkprune.training.watch import FailureKind
 
@@ -97,7 +99,19 @@ def test_a_silent_rank_ends_the_job_with_the_stacks_of_all_ranks(make_job: MakeJ
     assert (failed.kind, failed.rank) == (FailureKind.STALLED, 1)
     assert "phase generate of step 3" in failed.reason
     report = failed.report.read_text()
-    assert "in hang_here" in report and "in pulse_forever" in report
+    assert "in hang_here" in report and "in wait_for_peer" in report
+
+
+def test_a_rank_that_waits_while_another_works_for_long_is_not_hung(make_job: MakeJob) -> None:
+    run_job(make_job(stall_s=1.5), entry="fake_entries:pulse_while_the_other_waits")
+
+
+def test_an_error_is_told_before_the_session_ends(make_job: MakeJob) -> None:
+    failed = failure_of(make_job(world=1), "raise_in_a_session_that_hangs_at_its_end")
+    assert failed.kind is FailureKind.RAISED and "ZeroDivisionError: a made-up error" in failed.reason
+    assert failed.log.read_text().count("raise ZeroDivisionError") == 1
+    with pytest.raises(UserError, match=r"^give another file$"):
+        run_job(make_job(world=1), entry="fake_entries:user_error_in_a_session_that_hangs")
 
 
 def test_a_stopped_process_still_gives_its_stacks(make_job: MakeJob) -> None:
@@ -144,6 +158,57 @@ def test_a_signal_to_the_parent_saves_and_stops(make_job: MakeJob, tmp_path: Pat
     saved = [int((tmp_path / "run" / f"saved_{rank}").read_text()) for rank in range(2)]
     assert caught.value.step == max(saved)
     assert signal.getsignal(number) is before
+
+
+def ask_to_stop(event: Event) -> None:
+    if event.rank == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_on_the_last_step_is_not_taken_for_the_end(make_job: MakeJob) -> None:
+    with pytest.raises(JobStopped, match="just ended") as caught:
+        run_job(make_job(), on_event=ask_to_stop, entry="fake_entries:saves_on_the_last_step")
+    assert caught.value.step is None
+
+
+def test_an_evaluation_is_ended_at_once_as_it_has_nothing_to_save(make_job: MakeJob) -> None:
+    start = time.monotonic()
+    with pytest.raises(JobStopped, match="evaluation saves nothing"):
+        run_job(make_job(kind="eval"), on_event=ask_to_stop, entry="fake_entries:evaluates_for_long")
+    assert time.monotonic() - start < SOON_S
+
+
+def test_without_checkpoints_nothing_is_said_to_be_saved(make_job: MakeJob) -> None:
+    job = make_job()
+    job = make_job(recipe=with_values(job.recipe, {"checkpointing.enabled": False}))
+    with pytest.raises(JobStopped, match=r"nothing saved, as checkpointing\.enabled is false"):
+        run_job(job, on_event=ask_to_stop, entry="fake_entries:until_stopped")
+
+
+def test_a_stop_that_came_before_the_job_starts_no_process(make_job: MakeJob) -> None:
+    job = make_job()
+    with stop_signals() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(JobStopped):
+            run_job(job, entry="fake_entries:finish")
+        assert outer.is_set()
+    assert not job.run_dir.exists()
+
+
+def test_whoever_holds_the_signals_around_a_job_hears_of_them(make_job: MakeJob) -> None:
+    with stop_signals() as outer:
+        with pytest.raises(JobStopped):
+            run_job(make_job(), on_event=ask_to_stop, entry="fake_entries:until_stopped")
+        assert outer.is_set()
+
+
+@pytest.mark.parametrize("place", ["file/run", "file"])
+def test_a_run_folder_that_cannot_be_made_is_a_user_error(
+    make_job: MakeJob, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        run_job(make_job(run_dir=tmp_path / place), entry="fake_entries:finish")
 
 
 def test_a_stop_asked_for_before_the_workers_are_up_is_kept(make_job: MakeJob, tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_the_rank_silent_longest_is_blamed_with_phase_and_step() -> None:
     watch = watch_of()
     watch.record(1, beat("update", 8), 1.0)
     watch.record(0, beat("update", 8), 3.0)
-    assert ask_each_second(watch, 1, 12) is None
-    failure = ask_each_second(watch, 12, 20)
+    assert ask_each_second(watch, 1, 14) is None
+    failure = ask_each_second(watch, 14, 20)
     assert failure is not None and (failure.kind, failure.rank) == (FailureKind.STALLED, 1)
     assert "rank 1 of 2" in failure.reason and "phase update of step 8" in failure.reason
 
@@ -76,13 +76,42 @@ def test_the_rank_silent_longest_is_blamed_with_phase_and_step() -> None:
 def test_a_stopped_rank_is_blamed_although_a_waiting_one_is_silent_for_longer() -> None:
     watch = watch_of()
     watch.record(1, beat("save", 2), 5.0)
-    watch.paused({1})
-    failure = ask_each_second(watch, 1, 12)
+    watch.paused({1}, 5.0)
+    failure = ask_each_second(watch, 1, 17)
     assert failure is not None and failure.rank == 1
+    assert "rank 1 of 2 has been stopped by a signal for 11.0 s in phase save" in failure.reason
     assert (
-        "rank 1: in phase save of step 2, last sign of life 6.0 s ago, stopped by a signal"
+        "rank 1: in phase save of step 2, last sign of life 11.0 s ago, stopped by a signal"
         in failure.positions
     )
+
+
+def test_a_rank_that_waits_for_a_busy_peer_is_not_blamed_however_long() -> None:
+    watch = watch_of()
+    for second in range(1, 100):
+        watch.record(1, {"kind": "pulse"}, second)
+        assert watch.verdict(float(second)) is None
+
+
+def test_a_stopped_rank_ends_the_job_within_the_bound_although_its_peers_pulse() -> None:
+    watch = watch_of()
+    for second in range(1, 21):
+        watch.record(0, {"kind": "pulse"}, second)
+        if second < 10:
+            watch.record(1, {"kind": "pulse"}, second)
+        watch.paused({1} if second >= 10 else (), second)
+        assert watch.verdict(float(second)) is None
+    watch.record(0, {"kind": "pulse"}, 20.5)
+    failure = watch.verdict(20.5)
+    assert isinstance(failure, Failure) and (failure.kind, failure.rank) == (FailureKind.STALLED, 1)
+
+
+def test_a_debugger_that_stops_a_waiting_rank_for_a_moment_ends_nothing() -> None:
+    watch = watch_of()
+    for second in range(1, 100):
+        watch.record(0, {"kind": "pulse"}, second)
+        watch.paused({1} if second % 5 == 0 else (), second)
+        assert watch.verdict(float(second)) is None
 
 
 def test_a_rank_that_never_starts_is_a_stall_too() -> None:

@@ -1,0 +1,117 @@
+"""Models made ready before any process starts: found, downloaded, checked, undamaged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.hf_config import read_hf_config
+from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.load import with_values
+from nemo_thinkprune.recipe.model_source import ModelSource, checkpoint_of, locate
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.training.checkpoint_files import WEIGHTS, verify_checkpoint
+from nemo_thinkprune.training.manifest import MANIFEST
+
+HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"]
+
+
+def find_model(model: str) -> ModelSource:
+    """What `recipe.model_source.locate` finds, with a hub model downloaded and a checkpoint verified.
+
+    Raises:
+        UserError: Neither a model nor a hub id that can be had, or a damaged checkpoint.
+    """
+    source = locate(model)
+    if source.step is not None:
+        refuse_damaged(source.step)
+    folder = source.folder if Path(source.folder).is_dir() else str(_download(source.folder))
+    return replace(source, folder=folder)
+
+
+def starting_model(recipe: Recipe) -> ModelSource:
+    """What a run starts from: policy.model_name, with the weights of policy.pretrained_checkpoint if given.
+
+    Raises:
+        UserError: as `find_model`, or there are no such weights.
+    """
+    source, pretrained = find_model(recipe.policy.model_name), recipe.policy.pretrained_checkpoint
+    if pretrained is None:
+        return source
+    path = Path(os.path.realpath(os.path.expanduser(pretrained.path)))
+    if not path.is_dir():
+        raise UserError(f"policy.pretrained_checkpoint.path = {pretrained.path}: there is no such folder")
+    step = checkpoint_of(path)
+    if step is not None:
+        refuse_damaged(step)
+    return replace(source, step=step, weights=path / WEIGHTS if step == path else path)
+
+
+def ready_model(recipe: Recipe) -> tuple[Recipe, ModelSource]:
+    """Check a recipe, find the model it starts from, and check the recipe against that model.
+
+    Gives the recipe with the model's folder in the place of its name.  The second check finds what is known
+    only now: the sizes of a model from the hub.
+
+    Raises:
+        UserError: as `check_recipe` and `starting_model`, or a model that cannot be built.
+    """
+    check_recipe(recipe)
+    source = starting_model(recipe)
+    placed = with_model(recipe, source.folder)
+    refuse_unsupported(source.folder)
+    check_recipe(placed)
+    return placed, source
+
+
+def with_model(recipe: Recipe, folder: str) -> Recipe:
+    """The recipe with `folder` as model and tokenizer."""
+    return with_values(recipe, {"policy.model_name": folder, "policy.tokenizer.name": folder})
+
+
+def refuse_unsupported(folder: str) -> None:
+    """Refuse a model whose config.json is damaged or describes what cannot be built.
+
+    Raises:
+        UserError: naming the file and what is wrong.
+    """
+    try:
+        read_hf_config(folder)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+
+
+def refuse_damaged(step: Path) -> None:
+    """Refuse a checkpoint that has changed since it was sealed; one without manifest (NeMo-RL) passes.
+
+    Raises:
+        UserError: naming the damaged files.
+    """
+    if not (step / MANIFEST).exists():
+        return
+    problems = verify_checkpoint(step)
+    if problems:
+        raise UserError(
+            f"{step} is not whole and is not used: {'; '.join(problems)}; restore it, or give another checkpoint"
+        )
+
+
+def _download(model: str) -> Path:
+    """The folder of a hub model, downloaded once and cached."""
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise UserError(f"there is no folder {model}, and it is not a hub id such as Qwen/QwQ-32B")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=HF_FILES))
+    except Exception as error:
+        raise UserError(
+            f"cannot get {model} from the hub ({type(error).__name__}): check the name and the connection, or "
+            "give a local folder"
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{model} on the hub has no config.json: it is not a model that can be built here")
+    return folder
