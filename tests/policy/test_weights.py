@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_models import MODELS
 from safetensors.torch import load_file, save_file
+from support.models import MODELS
 from support.ranks import run_ranks
 from torch import nn
 from transformers import AutoModelForCausalLM

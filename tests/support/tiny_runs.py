@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+WEIGHTS = Path("policy/weights/iter_0000000")
 
 
 def make_root(root: Path) -> Any:
@@ -53,11 +54,10 @@ def records(run_dir: Path) -> dict[str, Any]:
     for row in rows:
         row.pop("timing", None)
     steps = sorted((run_dir / "checkpoints").glob("step_*"))
-    weights = steps[-1] / "policy" / "weights" / "iter_0000000"
     return {
         "metrics": [json.dumps(row) for row in rows],
         "ledger": (run_dir / "ledger.jsonl").read_bytes(),
         "rollouts": {p.name: p.read_bytes() for p in sorted((run_dir / "rollouts").iterdir())},
         "checkpoints": [p.name for p in steps],
-        "weights": {p.name: p.read_bytes() for p in sorted(weights.glob("*.distcp"))},
+        "weights": {p.name: p.read_bytes() for p in sorted((steps[-1] / WEIGHTS).glob("*.distcp"))},
     }
