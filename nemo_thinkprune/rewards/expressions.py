@@ -92,6 +92,7 @@ def compare(answer: str, gold: str) -> bool:
 @lru_cache(maxsize=256)
 def parse(text: str, complex_numbers: bool) -> Any:
     """The sympy object of a LaTeX expression, or None."""
+    text = re.sub(r"\^(\d)(?!\d)", r"^{\1}", text)
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
     text = re.sub(r"\\lg(?![A-Za-z])", r"\\log_{10}", text)

@@ -27,6 +27,7 @@ _BARE = re.compile(r"[-+]?(?:[0-9.\\(\[]|[A-Za-z](?![A-Za-z]))")
 _BARE_END = re.compile(r"[\s$]|\\[)\]]|<[|｜/]|\*\*")
 _INNER = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\[{}\\]|[{}]")
+_NOT_BLANK = re.compile(r"\S")
 _BARE_LIMIT = 400
 _GAP_LIMIT = 80
 _CONTENT_LIMIT = 4_000  # longer than any answer that is judged, so that nested boxes stay linear
@@ -65,7 +66,9 @@ def extract_answer(response: str) -> str | None:
         if not _adjacent(text, box, parts[-1]):
             break
         parts.append(box)
-    contents = [_clean(text[box.opening : box.closing][: _CONTENT_LIMIT + 1]) for box in reversed(parts)]
+    contents = [
+        _clean(text[box.opening : box.closing].strip()[: _CONTENT_LIMIT + 1]) for box in reversed(parts)
+    ]
     return ", ".join(dict.fromkeys(contents))
 
 
@@ -94,9 +97,7 @@ def _find_boxes(text: str) -> list[_Box]:
 
 
 def _is_empty(text: str, box: _Box) -> bool:
-    return (box.closing is not None and text[box.opening : min(box.closing, box.opening + 50)].isspace()) or (
-        box.closing == box.opening
-    )
+    return box.closing is not None and _NOT_BLANK.search(text, box.opening, box.closing) is None
 
 
 def _with_end(text: str, box: _Box) -> _Box:

@@ -22,6 +22,7 @@ _CHARS = str.maketrans(
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
+_PLAIN_FUNCTION = "(?:arc)?(?:sin|cos|tan)|cot|sec|csc|ln|log"
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -33,9 +34,11 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\math(?:bf|it|cal)\s*\{\s*([A-Za-z])\s*\}|\\mathrm\s*\{\s*([eid])\s*\}", r" \1\2 "),
         (r"\\color\s*\{\s*[A-Za-z]*\s*\}|\\textcolor\s*\{[^{}]*\}(?=\s*\{)", ""),
         (r"\\(?:boldsymbol|bm|bold|pmb|underline|mathcal)(?![a-zA-Z])", ""),
+        (r"(^|[-+*=,(])\s*\{(\d+)\}(?=\d)|(^|[-+*=,(])\s*(\d+)\{(\d+)\}", r"\1\2\3\4\5"),  # braces do not show
+        (rf"(?<![\\A-Za-z])({_PLAIN_FUNCTION})(?=\s*[({{\d\\^_]|\s+[A-Za-z](?![A-Za-z]))", r"\\\1 "),
         (r"\\overline\s*\{\s*([A-Z]{2,})\s*\}", r" \1 "),
         (r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)|math(?:rm|bf|it|sf|tt)|mbox|emph)(?![a-z])", r"\\text"),
-        (r"^\s*\\text\s*\{\s*([-+]?\d[\d.,]*)\s+([^{}\d]*)\}\s*$", r"\1 \\text{\2}"),
+        (r"^\s*\\text\s*\{\s*([-+]?\d[\d.,:]*)\s+([^{}\d]*)\}\s*$", r"\1 \\text{\2}"),
         (r"\\text\s*\{([-+\d\s.,/:%]*\d[\d\s.,/%]*)\}", r" \1 "),
         (r"(?<=\d)(?:\{,\}|,\\[!,;:]|\\,|\\ |~|\\;|\\!)\s*(?=\d{3}(?!\d))", r"\\thousand"),
         (r"(?<!\\)\\[,;:! >]|~|\\q?quad(?![a-z])|\\(?:no|h|thin)space(?![a-z])", " "),

@@ -1,8 +1,10 @@
 """Killable worker processes that judge what needs a computer algebra system.
 
 Each worker has one pair at a time, a deadline for it and a memory limit. A worker that misses its deadline
-is killed; the next pair gets a fresh one. Workers start when the first pair comes and are used again until
-`close`. They end with their parent, however it ends. Pairs travel as JSON through pipes: no shell, no pickle.
+is killed; the next pair gets a fresh one. A pair that missed it is judged once more at the end of the batch,
+while no other worker computes, so that a busy moment does not decide about an answer. Workers start when the
+first pair comes and are used again until `close`. They end with their parent, however it ends. Pairs travel as
+JSON through pipes: no shell, no pickle.
 """
 
 import json
@@ -80,9 +82,25 @@ class Pool:
 
     def _run(self, pairs: Sequence[tuple[str, str]], on_outcome: Callable[[], None] | None) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        waiting = deque(range(len(pairs)))
-        while len(outcomes) < len(pairs):
-            while len(self._workers) < min(self._size, len(pairs) - len(outcomes)):
+        self._judge(pairs, deque(range(len(pairs))), outcomes, on_outcome)
+        late = [index for index in range(len(pairs)) if index not in outcomes]
+        for index in late:
+            self._judge(pairs, deque([index]), outcomes, on_outcome, last=True)
+        return [outcomes[index] for index in range(len(pairs))]
+
+    def _judge(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        waiting: deque[int],
+        outcomes: dict[int, Outcome],
+        on_outcome: Callable[[], None] | None,
+        *,
+        last: bool = False,
+    ) -> None:
+        """Judges the `waiting` pairs. One that misses its deadline gets no outcome unless this is its `last` try."""
+        while waiting or any(worker.task is not None for worker in self._workers):
+            busy = sum(worker.task is not None for worker in self._workers)
+            while len(self._workers) < min(self._size, len(waiting) + busy):
                 self._workers.append(_Worker(self._memory_mb))
             for worker in self._workers:
                 if worker.ready and worker.task is None and waiting:
@@ -90,10 +108,9 @@ class Pool:
                     worker.send(index, *pairs[index], deadline=time.monotonic() + self._deadline_s)
             for worker in self._wait():
                 known = len(outcomes)
-                self._collect(worker, outcomes, waiting)
+                self._collect(worker, outcomes, waiting, last=last)
                 if on_outcome and len(outcomes) > known:
                     on_outcome()
-        return [outcomes[index] for index in range(len(pairs))]
 
     def _wait(self) -> "list[_Worker]":
         """Workers that wrote, ended or overran, after at most the time to the next deadline."""
@@ -107,7 +124,9 @@ class Pool:
         now = time.monotonic()
         return changed + [worker for worker in busy if worker.deadline <= now and worker not in changed]
 
-    def _collect(self, worker: "_Worker", outcomes: dict[int, Outcome], waiting: deque[int]) -> None:
+    def _collect(
+        self, worker: "_Worker", outcomes: dict[int, Outcome], waiting: deque[int], *, last: bool
+    ) -> None:
         reply = worker.receive() if worker.readable() else None
         if reply is None and not worker.ended and worker.deadline > time.monotonic():
             return  # part of a line
@@ -123,10 +142,12 @@ class Pool:
                 )
             if task is None:
                 return
-            if used and not overran:
+            if not overran and used:
                 waiting.appendleft(task)  # memory may have been filled by earlier pairs: once more, alone
-            else:
-                outcomes[task] = Outcome.TIMEOUT if overran else Outcome.TOO_LARGE
+            elif not overran:
+                outcomes[task] = Outcome.TOO_LARGE
+            elif last:
+                outcomes[task] = Outcome.TIMEOUT
         elif "ready" in reply:
             worker.ready, worker.deadline = True, float("inf")
         elif task is not None and reply.get("id") == task:

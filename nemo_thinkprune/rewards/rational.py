@@ -241,7 +241,8 @@ def _root(tokens: list[_Token], position: int) -> tuple[_Value, int]:
     radicand, position = _bracket(tokens, position)
     if not _is_integer(degree) or not 2 <= degree <= 100 or (radicand < 0 and degree % 2 == 0):
         raise _NotRational
-    sign, size = (-1 if radicand < 0 else 1), abs(radicand)
+    sign = -1 if radicand < 0 else 1
+    size = sign * radicand
     if isinstance(size, Fraction):
         root = Fraction(_whole_root(size.numerator, int(degree)), _whole_root(size.denominator, int(degree)))
         if root ** int(degree) == size:

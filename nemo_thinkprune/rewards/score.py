@@ -1,7 +1,9 @@
 """Scores responses: the one implementation for training, evaluation, NeMo-RL and `thinkprune score`.
 
-with Scorer(workers=2, deadline_s=5.0, memory_mb=1024, truncation="zero") as scorer:
-    verdicts = scorer.score([Item(response, gold="25", finished=True)])
+Example::
+
+    with Scorer(workers=2, deadline_s=5.0, memory_mb=1024, truncation="zero") as scorer:
+        verdicts = scorer.score([Item(response, gold="25", finished=True)])
 """
 
 from collections import OrderedDict
@@ -30,8 +32,9 @@ class Scorer:
 
     `deadline_s` and `memory_mb` (MiB) bound one comparison of expressions. `truncation` says what a response
     cut at the limit earns: "zero", or "score_cut_text" to score the text that there is like a finished one.
-    Verdicts of the last 65,536 distinct (answer, gold) pairs are kept, timeouts too. Use it as a context
-    manager, or call `close`.
+    Verdicts of the last 65,536 distinct (answer, gold) pairs are kept, timeouts excepted: those are tried
+    again in the next call, since they may say more about the machine than about the answer. Use it as a
+    context manager, or call `close`.
 
     Raises UserError for settings out of range.
     """
@@ -102,6 +105,8 @@ class Scorer:
         for pair, outcome in zip(open_pairs, self._pool.run(open_pairs, on_judged), strict=True):
             reasons[pair] = _REASONS[outcome]
         for pair, reason in reasons.items():
+            if reason is Reason.TIMEOUT:
+                continue
             self._memo[pair] = reason
             self._memo.move_to_end(pair)
         while len(self._memo) > _MEMO:

@@ -37,6 +37,7 @@ _AND = re.compile(
     r"\s*(?:,|\\text\s*\{\s*,?\s*and\s*\}|(?<=[\s\d})])and(?=[\s\\])|\\(?:land|wedge)(?![a-z]))\s*"
 )
 _RELATION = re.compile(r"(<|>|\\leq(?![a-z])|\\geq(?![a-z])|=)")
+_INEQUALITY = re.compile(r"<|>|\\[lg]eq(?![a-z])")
 _REVERSED = re.compile(
     r"(?P<before>^|\\cup\s*|\\in\s*)(?P<opening>[\](\[])(?P<inside>[^\[\]]*,[^\[\]]*)(?P<closing>[\[\])])(?=\s*(?:$|\\cup))"
 )
@@ -74,7 +75,7 @@ def in_intervals(text: str) -> tuple[str, str]:
         return (min(names), union) if union else ("", text)
     parts = _OR.split(condition)
     variable = _only_variable(condition)
-    if len(parts) > 1 and variable:
+    if len(parts) > 1 and variable and _INEQUALITY.search(condition):
         pieces = [_interval(part.strip(), variable) for part in parts]
         return (variable, r"\cup ".join(filter(None, pieces))) if all(pieces) else ("", text)
     return name, _REVERSED.sub(_in_round_brackets, condition)

@@ -176,6 +176,8 @@ AB = 5                                  | 5
 S = \frac{n(n+1)}{2} = 55               | 55
 y=2, x=1                                | x=1, y=2
 y=2, x=1                                | (1,2)
+x=2 \text{ or } x=3                     | 3, 2
+x = \sqrt2 \approx 1.41                 | \sqrt2
 # letters
 AB                                      | \overline{AB}
 ba                                      | ab
@@ -206,6 +208,10 @@ x^2-x^2+5                               | 5
 \cos 36^\circ                           | \frac{1+\sqrt5}{4}
 \cos(36^\circ)                          | \cos 36^\circ
 2\sin 60^{\circ}                        | \sqrt3
+\sin^2 30^\circ                         | \frac14
+cos(0)                                  | 1
+sin x                                   | \sin x
+a^0                                     | 1
 # wrappers
 \boldsymbol{5}                          | 5
 \bm{5}                                  | 5
@@ -356,6 +362,11 @@ a-b=4                                   | 4
 \sqrt{8}=5                              | 5
 x=1, y=2                                | (2,1)
 y=2, x=1                                | (2,1)
+y=2, z=(1,2)                            | (1,2)
+x(x-1)=6                                | 6
+x \cdot x = 4                           | 4
+\log x = 3                              | 3
+5 apples, 6 pears                       | 5 pears, 6 apples
 # letters in order
 CAB                                     | ABC
 BCA                                     | CAB
@@ -395,6 +406,7 @@ x'                                      | x
 x^2-x+5                                 | 5
 \sin 30^\circ                           | \sin 30
 \sin 30                                 | \frac12
+2\boldsymbol{5}                         | 10
 \textcolor{red}{6}                      | 5
 \textcolor{5}{6}                        | 5
 # sets of solutions

@@ -114,3 +114,10 @@ def test_a_box_across_the_cut_is_no_answer(before, content, kept):
 def test_never_raises(text):
     extract_answer(text)
     extract_answer(r"\boxed{" + text)
+
+
+def test_blanks_in_a_box_are_not_its_content():
+    blanks = " " * 10**6
+    assert extract_answer(r"\boxed{" + blanks + "25}") == "25"
+    assert extract_answer(r"\boxed{" + blanks + "25" + blanks + "}") == "25"
+    assert extract_answer(r"\boxed{7} and so \boxed{" + blanks + "}") == "7"

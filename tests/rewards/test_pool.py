@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.rewards.pool import Outcome, Pool
+from nemo_thinkprune.rewards.pool import Outcome, Pool, _Worker
 from nemo_thinkprune.rewards.score import Scorer
 from nemo_thinkprune.rewards.types import Item, Reason
 
@@ -66,7 +66,21 @@ def test_workers_start_lazily_are_reused_and_end_with_close():
         assert pool.run([EASY]) == [Outcome.EQUAL]
 
 
-def test_every_tenth_answer_is_a_bomb():
+@pytest.fixture
+def kills(monkeypatch):
+    """The pairs whose worker was killed at its deadline, one entry a kill."""
+    killed, kill = [], _Worker.kill
+
+    def counted(worker):
+        if worker.task is not None and worker.process.poll() is None:
+            killed.append(worker.task)
+        kill(worker)
+
+    monkeypatch.setattr(_Worker, "kill", counted)
+    return killed
+
+
+def test_every_tenth_answer_is_a_bomb(kills):
     items = []
     for index in range(20):
         bomb = rf"\boxed{{\operatorname{{ones}}(9999,{9900 + index})}}"
@@ -76,6 +90,9 @@ def test_every_tenth_answer_is_a_bomb():
         verdicts = scorer.score(items)
         pids = scorer.processes
     assert gone(pids)
+    # Each bomb is stopped at its deadline twice, in the batch and alone; nothing else ever is.
+    assert len(kills) == 4
+    assert len(set(kills)) == 2
     assert [verdict.reason for verdict in verdicts] == [
         Reason.TIMEOUT if index % 10 == 9 else Reason.CORRECT for index in range(20)
     ]
@@ -101,6 +118,14 @@ def test_a_breach_of_the_memory_limit_is_too_large():
         ]
 
 
+def test_the_smallest_memory_limit_a_user_can_set_is_enough_and_is_kept():
+    items = [Item(r"\boxed{\operatorname{ones}(1500,1500)}", "x^2", True)]
+    items.append(Item(rf"\boxed{{{EASY[0]}}}", EASY[1], True))
+    with Scorer(workers=1, deadline_s=60, memory_mb=256) as scorer:
+        reasons = [verdict.reason for verdict in scorer.score(items)]
+    assert reasons == [Reason.TOO_LARGE, Reason.CORRECT]
+
+
 def test_a_killed_worker_costs_one_pair_a_second_try():
     with Pool(workers=1, deadline_s=60, memory_mb=512) as pool:
         pool.run([EASY])
@@ -109,13 +134,39 @@ def test_a_killed_worker_costs_one_pair_a_second_try():
         assert pool.run([EASY, ("x", "y")]) == [Outcome.EQUAL, Outcome.DIFFERENT]
 
 
-def test_a_stopped_worker_misses_its_deadline():
-    with Pool(workers=1, deadline_s=0.5, memory_mb=512) as pool:
+def test_a_missed_deadline_costs_a_right_answer_nothing(kills):
+    # A stopped worker stands for a machine too busy to let it run.
+    with Pool(workers=1, deadline_s=3, memory_mb=512) as pool:
         pool.run([EASY])
         for pid in pool.processes:
             os.kill(pid, signal.SIGSTOP)
-        assert pool.run([EASY]) == [Outcome.TIMEOUT]
-        assert pool.run([EASY]) == [Outcome.EQUAL]
+        assert pool.run([EASY, ("x+y", "y-x")]) == [Outcome.EQUAL, Outcome.DIFFERENT]
+    assert kills == [0]
+
+
+def test_a_pair_that_missed_its_deadline_is_tried_again_alone(monkeypatch):
+    together, send = [], _Worker.send
+    with Pool(workers=2, deadline_s=0.5, memory_mb=512) as pool:
+
+        def watched(worker, task, *pair, deadline):
+            together.append((task, sum(other.task is not None for other in pool._workers)))
+            send(worker, task, *pair, deadline=deadline)
+
+        monkeypatch.setattr(_Worker, "send", watched)
+        outcomes = pool.run([SLOW, EASY, (SLOW[1], SLOW[0]), ("x+y", "y-x")])
+    assert outcomes == [Outcome.TIMEOUT, Outcome.EQUAL, Outcome.TIMEOUT, Outcome.DIFFERENT]
+    assert together[-2:] == [(0, 0), (2, 0)]
+
+
+def test_a_timeout_is_not_remembered(monkeypatch):
+    # A batch asks once, however often the pair stands in it; the next batch asks again.
+    asked, outcomes = [], iter([[Outcome.TIMEOUT], [Outcome.EQUAL], []])
+    with Scorer(workers=1, deadline_s=5, memory_mb=512) as scorer:
+        monkeypatch.setattr(scorer._pool, "run", lambda pairs, _: asked.append(list(pairs)) or next(outcomes))
+        items = [Item(rf"\boxed{{{SLOW[0]}}}", SLOW[1], True)] * 4
+        reasons = [{verdict.reason for verdict in scorer.score(items)} for _ in range(3)]
+    assert reasons == [{Reason.TIMEOUT}, {Reason.CORRECT}, {Reason.CORRECT}]
+    assert asked == [[SLOW], [SLOW], []]
 
 
 def test_an_exception_in_the_batch_leaves_no_worker():
