@@ -16,7 +16,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/thinkprune quickstart --recipe $(RECIPE) --run-dir $(RUN_DIR)
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
