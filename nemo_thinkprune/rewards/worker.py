@@ -27,6 +27,7 @@ WARM_UP = (
     (r"1<x<\sqrt{2}", r"(1,\sqrt{2})"),
     (r"\begin{pmatrix}\sqrt{4}\\x\end{pmatrix}", r"\begin{pmatrix}2\\x\end{pmatrix}"),
     (r"\lfloor\sqrt{n}\rfloor+\log_2 n+\sin(\pi/5)+n!+\binom{n}{2}", r"\sum_{k=1}^{n}k"),
+    (r"\int_0^\infty e^{-x} dx", "1"),
     (r"\int_0^1 x^2 dx", r"\sqrt{\frac{1}{9}}"),
     (r"\lim_{x\to 0}\frac{\sin x}{x}+i", r"1+\sqrt{-1}"),
 )

@@ -200,6 +200,7 @@ f'(x)                                   | f'(x)\cdot 1
 \prod_{k=1}^5 k                         | 120
 \int_0^1 2x\,dx                         | 1
 \lim_{x\to0}\frac{\sin x}{x}            | 1
+\int_0^\infty e^{-x} dx                 | 1
 \sin^2 x+\cos^2 x                       | 1
 x^2-x^2+5                               | 5
 \frac{5x}{x}                            | 5
