@@ -151,16 +151,13 @@ def gae(
     Args:
         rewards: [T] float, the reward of each token, responses end to end.
         values: [T] float, V before each token, without gradient.
-        lengths: [S] int64, tokens of each response, summing to T.
+        lengths: [S] int64, tokens of each response; they must sum to T (ValueError).
         lam: one lambda, or [S] one for each response (see `length_adaptive_lambda`).
         gamma: discount.
         finished: [S] bool; None: all are.
 
     Returns:
         Advantages [T] and returns [T] = advantages + values, the targets of a value function.
-
-    Raises:
-        ValueError: when the lengths do not sum to T.
     """
     total = int(lengths.sum())
     if total != len(rewards) or rewards.shape != values.shape:
@@ -170,10 +167,8 @@ def gae(
     present = torch.arange(int(lengths.max()), device=rewards.device) < lengths[:, None]
     padded_rewards = rewards.new_zeros(present.shape).masked_scatter(present, rewards)
     padded_values = rewards.new_zeros(present.shape).masked_scatter(present, values)
-    after_last = rewards.new_zeros(len(lengths))
-    if finished is not None:
-        last = padded_values.gather(1, (lengths - 1).clamp_min(0)[:, None]).squeeze(1)
-        after_last = torch.where(finished, after_last, last)
+    last = padded_values.gather(1, (lengths - 1).clamp_min(0)[:, None]).squeeze(1)
+    after_last = torch.zeros_like(last) if finished is None else last.masked_fill(finished, 0.0)
     decay = gamma * torch.as_tensor(lam, dtype=rewards.dtype, device=rewards.device).expand(len(lengths))
     padded = _gae_backwards(padded_rewards, padded_values, present, after_last, decay=decay, gamma=gamma)
     advantages = padded[present]

@@ -60,9 +60,8 @@ def prepare(
     """Write the training problems, the evaluation problems and an example prompt into the folder `out`.
 
     Files: train.jsonl; aime22-24.jsonl and aime24.jsonl where `aime` is given; one .jsonl for each of
-    `eval_files`, named after it; prompt_FAMILY.txt; manifest.json, last. Nothing is removed: repeated
-    questions and questions common to training and evaluation are counted in the notes. All input is read
-    before anything is written, and each file is replaced atomically.
+    `eval_files`, named after it; prompt_FAMILY.txt; manifest.json, last. No problem is removed: repeats and
+    overlap are counted in the notes. All input is read before anything is written, each file atomically.
 
     Args:
         out: folder, made if missing.
@@ -71,9 +70,6 @@ def prepare(
         family: prompt family of the example: deepseek, qwen or plain.
         eval_files: further evaluation data: files, folders or hub ids.
         aime: the released aux_data/test_aime.parquet, or another file, folder or hub id with these rows.
-
-    Returns:
-        What was written, the manifest last.
 
     Raises:
         UserError: unknown family, unreadable data, two evaluation sets of one name, `aime` without rows of
