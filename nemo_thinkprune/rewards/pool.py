@@ -1,8 +1,9 @@
 """Killable worker processes that judge what needs a computer algebra system.
 
 Each worker has one pair at a time, a deadline for it and a memory limit. A worker that misses its deadline
-is killed; the next pair gets a fresh one. A pair that missed it is judged once more at the end of the batch,
-while no other worker computes, so that a busy moment does not decide about an answer. Workers start when the
+is killed; the next pair gets a fresh one. A pair that missed it while the machine was busy with something else
+is judged once more at the end of the batch, while no other worker computes; one whose worker computed for half
+its deadline or more is not. Workers start when the
 first pair comes and are used again until `close`. They end with their parent, however it ends. Pairs travel as
 JSON through pipes: no shell, no pickle.
 """
@@ -21,6 +22,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
+ENDLESS_SHARE = 0.5  # of the deadline spent computing: not a machine too busy to judge the pair
 STARTUP_S = 120.0  # importing sympy on a loaded machine; a pair's deadline counts from a ready worker only
 
 
@@ -97,7 +101,10 @@ class Pool:
         *,
         last: bool = False,
     ) -> None:
-        """Judges the `waiting` pairs. One that misses its deadline gets no outcome unless this is its `last` try."""
+        """Judges the `waiting` pairs.
+
+        One that misses its deadline without having had the processor gets no outcome unless this is its `last` try.
+        """
         while waiting or any(worker.task is not None for worker in self._workers):
             busy = sum(worker.task is not None for worker in self._workers)
             while len(self._workers) < min(self._size, len(waiting) + busy):
@@ -133,6 +140,7 @@ class Pool:
         task, used = worker.task, worker.judged > 0
         if reply is None or "error" in reply:
             overran = reply is None and not worker.ended
+            endless = overran and worker.cpu_seconds() >= ENDLESS_SHARE * self._deadline_s
             started = worker.ready
             self._workers.remove(worker)
             worker.kill()
@@ -146,7 +154,7 @@ class Pool:
                 waiting.appendleft(task)  # memory may have been filled by earlier pairs: once more, alone
             elif not overran:
                 outcomes[task] = Outcome.TOO_LARGE
-            elif last:
+            elif last or endless:
                 outcomes[task] = Outcome.TIMEOUT
         elif "ready" in reply:
             worker.ready, worker.deadline = True, float("inf")
@@ -179,17 +187,23 @@ class _Worker:
         self.ended = False
         self.task: int | None = None
         self.judged = 0
+        self._cpu_before = 0.0
         self.deadline = time.monotonic() + STARTUP_S
 
     def send(self, task: int, answer: str, gold: str, *, deadline: float) -> None:
         """Hands over a pair. A line is below the pipe's capacity, so this never blocks."""
         self.task, self.deadline = task, deadline
+        self._cpu_before = _cpu_seconds(self.process.pid)
         line = json.dumps({"id": task, "answer": answer, "gold": gold}) + "\n"
         try:
             self._input.write(line.encode())
         except BrokenPipeError:
             self.ended = True
             self.deadline = time.monotonic()
+
+    def cpu_seconds(self) -> float:
+        """Processor time spent on the present pair."""
+        return _cpu_seconds(self.process.pid) - self._cpu_before
 
     def readable(self) -> bool:
         """Reads what has arrived; whether a whole line is there."""
@@ -217,6 +231,14 @@ class _Worker:
             with self._stderr:
                 self._stderr.seek(0)
                 self.complaint = self._stderr.read()[-2000:].decode(errors="replace").strip()
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
 
 
 def _kill_all(workers: list[_Worker]) -> None:

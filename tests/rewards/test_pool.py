@@ -80,7 +80,9 @@ def kills(monkeypatch):
     return killed
 
 
-def test_every_tenth_answer_is_a_bomb(kills):
+@pytest.mark.parametrize(("computed_s", "tries"), [(9.0, 1), (0.0, 2)])
+def test_every_tenth_answer_is_a_bomb(kills, monkeypatch, computed_s, tries):
+    monkeypatch.setattr(_Worker, "cpu_seconds", lambda _: computed_s)
     items = []
     for index in range(20):
         bomb = rf"\boxed{{\operatorname{{ones}}(9999,{9900 + index})}}"
@@ -90,8 +92,8 @@ def test_every_tenth_answer_is_a_bomb(kills):
         verdicts = scorer.score(items)
         pids = scorer.processes
     assert gone(pids)
-    # Each bomb is stopped at its deadline twice, in the batch and alone; nothing else ever is.
-    assert len(kills) == 4
+    # A bomb that computed all the time is stopped once, one that did not get to compute twice; nothing else ever is.
+    assert len(kills) == 2 * tries
     assert len(set(kills)) == 2
     assert [verdict.reason for verdict in verdicts] == [
         Reason.TIMEOUT if index % 10 == 9 else Reason.CORRECT for index in range(20)
@@ -144,7 +146,20 @@ def test_a_missed_deadline_costs_a_right_answer_nothing(kills):
     assert kills == [0]
 
 
+def test_the_time_a_worker_computed_is_measured():
+    with Pool(workers=1, deadline_s=60, memory_mb=512) as pool:
+        pool.run([EASY])
+        (worker,) = pool._workers
+        worker.send(0, *EASY, deadline=time.monotonic() + 60)
+        assert (
+            0 <= worker.cpu_seconds() < 5
+        )  # not the seconds that its start took, nor those of earlier pairs
+        spent = psutil.Process(worker.process.pid).cpu_times()
+        assert spent.user + spent.system > worker.cpu_seconds()
+
+
 def test_a_pair_that_missed_its_deadline_is_tried_again_alone(monkeypatch):
+    monkeypatch.setattr(_Worker, "cpu_seconds", lambda _: 0.0)
     together, send = [], _Worker.send
     with Pool(workers=2, deadline_s=0.5, memory_mb=512) as pool:
 
