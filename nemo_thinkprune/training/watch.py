@@ -16,6 +16,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: what batch systems take as "start me again"
 EXIT_USER_ERROR = 2
 EXIT_GRACE_S = 30.0
 FORGIVEN_GAP_S = 5.0
+SETTLE_S = 1.0  # a dying process drops its connections before the kernel says that it is dead
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 _MEMORY_HINT = (
@@ -73,6 +74,7 @@ class RankState:
     finished_at: float | None = None
     stopped_step: int | None = None
     error: dict[str, Any] | None = None
+    error_seen: float = 0.0
     exit_code: int | None = None
     exited_at: float | None = None
 
@@ -115,7 +117,7 @@ class Watch:
         elif kind == "ready":
             state.ready = True
         elif kind in ("error", "user_error") and state.error is None:
-            state.error = message
+            state.error, state.error_seen = message, now
         elif kind == "finished":
             state.finished_at, state.stopped_step = now, message.get("stopped_step")
 
@@ -138,7 +140,7 @@ class Watch:
         if (mistake := self._mistake()) is not None:
             return mistake
         complete = all(state.complete for state in self.ranks)
-        if (failure := self._death() or (None if complete else self._stall(now))) is not None:
+        if (failure := self._death(now) or (None if complete else self._stall(now))) is not None:
             return replace(failure, positions=self.positions(now))
         return self._end(now) if complete else None
 
@@ -162,13 +164,16 @@ class Watch:
                 return Failure(FailureKind.USER_ERROR, state.rank, str(state.error["message"]))
         return None
 
-    def _death(self) -> Failure | None:
+    def _death(self, now: float) -> Failure | None:
         """The death that came first; a killed rank before the exceptions that its peers raise about it."""
         killed = [s for s in self.ranks if s.error is None and s.exit_code is not None and s.exit_code < 0]
         if killed:
             return self._killed(min(killed, key=_death_time))
         raised = [s for s in self.ranks if s.error is not None]
         if raised:
+            unheard = any(s.alive and s.error is None for s in self.ranks)
+            if unheard and now - min(s.error_seen for s in raised) < SETTLE_S:
+                return None
             return self._raised(min(raised, key=_death_time))
         exited = [s for s in self.ranks if s.exit_code not in (None, 0, EXIT_STOPPED)]
         if exited:

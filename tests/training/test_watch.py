@@ -7,6 +7,7 @@ import pytest
 from nemo_thinkprune.training.watch import (
     EXIT_GRACE_S,
     EXIT_STOPPED,
+    SETTLE_S,
     Done,
     Failure,
     FailureKind,
@@ -153,11 +154,22 @@ def test_a_killed_rank_wins_over_the_errors_of_its_peers_seen_earlier() -> None:
     assert isinstance(failure, Failure) and (failure.kind, failure.rank) == (FailureKind.KILLED, 2)
 
 
+def test_a_rank_found_killed_shortly_after_its_peers_broke_is_the_cause() -> None:
+    watch = watch_of(2)
+    watch.record(1, error(1.0), 1.0)
+    watch.exited(1, 1, 1.0)
+    assert watch.verdict(1.0) is None
+    watch.exited(0, -signal.SIGKILL, 1.0 + SETTLE_S / 2)
+    failure = watch.verdict(1.0 + SETTLE_S / 2)
+    assert isinstance(failure, Failure) and (failure.kind, failure.rank) == (FailureKind.KILLED, 0)
+
+
 def test_the_earliest_error_by_the_workers_own_clock_wins() -> None:
     watch = watch_of(3)
     watch.record(0, error(5.0), 5.1)
     watch.record(2, error(4.0), 5.2)
-    failure = watch.verdict(5.2)
+    assert watch.verdict(5.2) is None  # rank 1 may be about to be found dead
+    failure = watch.verdict(5.1 + SETTLE_S)
     assert isinstance(failure, Failure) and (failure.kind, failure.rank) == (FailureKind.RAISED, 2)
 
 
