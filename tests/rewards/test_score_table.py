@@ -1,7 +1,8 @@
 """The table of answers, judged by the scorer that training uses."""
 
 import pytest
-from answer_cases import BUILT_TOO_LARGE, CORRECT, TOO_LARGE, WRONG, read
+from answer_cases import BUILT_TOO_LARGE, CORRECT, TOO_LARGE, read
+from wrong_answer_cases import WRONG
 
 from nemo_thinkprune.rewards.score import Scorer
 from nemo_thinkprune.rewards.types import Item, Reason
