@@ -94,14 +94,19 @@ def _sharded_state(policy: Policy, *, with_optimizer: bool, is_loading: bool) ->
     return state
 
 
+# How errors of the file system reach torch's messages; its zip writer hides the error number of a full disk.
+FILE_TROUBLE = ("inline_container", "No space left", "File too large", "Disk quota", "[Errno", "No such file")
+
+
 @contextmanager
 def _torch_errors(what: str) -> Iterator[None]:
     # torch reports a full disk or a bad file as a CheckpointException, which no `except Exception` sees.
     try:
         yield
     except CheckpointException as error:
-        cause = next(iter(error.failures.values()))[0]
-        raise UserError(f"{what} ({str(cause).splitlines()[0]})") from error
+        cause = str(next(iter(error.failures.values()))[0])
+        kind = UserError if any(sign in cause for sign in FILE_TROUBLE) else RuntimeError
+        raise kind(f"{what} ({cause.splitlines()[0]})") from error
     except CheckpointingException as error:
         raise UserError(f"{what} ({str(error).splitlines()[0]})") from error
 
