@@ -176,7 +176,7 @@ def test_sigterm_saves_stops_and_resumes(recipe: Any, tmp_path: Path) -> None:
 
 
 def test_a_stopped_rank_ends_the_run_with_all_stacks(recipe: Any, tmp_path: Path) -> None:
-    job = train_job(recipe, tmp_path, **LAYOUTS["tp2"], thinkprune__runtime__stall_timeout_s=8.0)
+    job = train_job(recipe, tmp_path, **LAYOUTS["tp2"], thinkprune__runtime__stall_timeout_s=15.0)
     sentence(tmp_path, "generate", rank=1, kill="SIGSTOP")
     start = time.monotonic()
     with pytest.raises(JobFailed, match="rank 1"):
