@@ -1,0 +1,1 @@
+"""The bytes of Megatron's torch_dist checkpoints, read and written without torch."""
