@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -77,6 +77,12 @@ def _read_index(file: Path) -> dict[str, str]:
     return places
 
 
+def index_json(places: Mapping[str, str], total_size: int) -> bytes:
+    """The index of a sharded model: which file (name) holds which tensor (name); `total_size` in bytes."""
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(places.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
 def carried_files(folder: Path) -> list[Path]:
     """Configuration, tokenizer, chat template and licence files that go with the model unchanged."""
     return sorted(f for f in folder.iterdir() if _CARRIED.fullmatch(f.name) and f.is_file())
@@ -145,12 +151,7 @@ class TensorWriter:
                 f"{len(self._pending)} tensors were not written, the first is {self._pending[0].name}"
             )
         if len(self.shards) > 1:
-            index = {
-                "metadata": {"total_size": self.total_size},
-                "weight_map": dict(sorted(self._places.items())),
-            }
-            text = json.dumps(index, indent=2) + "\n"
-            self._partial(INDEX_FILE).write_text(text, encoding="utf-8")
+            self._partial(INDEX_FILE).write_bytes(index_json(self._places, self.total_size))
         names = [shard.file_name for shard in self.shards] + [INDEX_FILE] * (len(self.shards) > 1)
         for name in names:
             sync_file(self._partial(name))
