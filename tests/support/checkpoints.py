@@ -57,7 +57,7 @@ class Saves:
             (folder / "chat_template.jinja").write_bytes(b"{{ x }}\n")
         return folder
 
-    def __call__(self, config: ModelConfig, save: Save = Save()) -> Path:  # noqa: B008
+    def __call__(self, config: ModelConfig, save: Save = Save()) -> Path:
         """The torch_dist folder of the model, `iter_0000002` in a folder that names it as the latest."""
         if (config, save) not in self._made:
             root = self.root / f"{_name(config)}_{_name(save)}"
