@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.prompt_texts import DEEPSEEK_INSTRUCTION, QWEN_INSTRUCTION
 from nemo_thinkprune.data.tables import Table, read_table
 from nemo_thinkprune.recipe.errors import UserError
 
 # The request that Eurus-2-RL-Data appends to each mathematical question; ours replaces it.
 EURUS_SUFFIX = "\n\nPresent the answer in LaTex format: \\boxed{Your answer}"
-# The two requests that the released ThinkPrune code appends to a question, by prompt family.
-DEEPSEEK_INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
-QWEN_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 _QUESTION_COLUMNS = ("question", "problem", "prompt", "messages", "input")
 _ANSWER_COLUMNS = (

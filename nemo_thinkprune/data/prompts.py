@@ -1,32 +1,20 @@
 """The prompts of the released ThinkPrune code, built by one function for training and for evaluation.
 
-Source: UCSB-NLP-Chang/ThinkPrune, examples/data_preprocess/preprocess_past_aime_amc.py.  The families differ
-in the instruction after the question only; `plain` is the bare question, for tasks that need no instruction.
+Their texts are those of checkpoints_tools/prompt_texts.py.  The families differ in the instruction after the
+question only; `plain` is the bare question, for tasks that need no instruction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from nemo_thinkprune.data.problems import DEEPSEEK_INSTRUCTION, QWEN_INSTRUCTION, Problem
+from checkpoints_tools.prompt_texts import INSTRUCTIONS, chat
+from nemo_thinkprune.data.problems import Problem
 from nemo_thinkprune.recipe.errors import UserError
 
-SYSTEM_PROMPT = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-    "The assistant first thinks about the reasoning process in the mind and then provides the user with "
-    "the answer. The reasoning process and answer are enclosed within <think></think> and <answer></answer> "
-    "tags, respectively, i.e., <think> reasoning process here</think><answer> answer here</answer>."
-)
-LENGTH_HINT = " The output of the assistant should be within {limit} tokens."
-
-# The instruction after the question; None: no system prompt either.
-_INSTRUCTIONS: Mapping[str, str | None] = MappingProxyType(
-    {"deepseek": DEEPSEEK_INSTRUCTION, "qwen": QWEN_INSTRUCTION, "plain": None}
-)
-FAMILIES = tuple(_INSTRUCTIONS)
+FAMILIES = tuple(INSTRUCTIONS)
 
 
 def messages(problem: Problem, *, family: str, length_hint: int | None) -> list[dict[str, str]]:
@@ -40,20 +28,11 @@ def messages(problem: Problem, *, family: str, length_hint: int | None) -> list[
     Raises:
         UserError: unknown family, or a length hint for `plain`, which has no system prompt to put it in.
     """
-    if family not in _INSTRUCTIONS:
+    if family not in INSTRUCTIONS:
         raise UserError(f"unknown thinkprune.prompt_family {family!r}: choose one of {', '.join(FAMILIES)}")
-    instruction = _INSTRUCTIONS[family]
-    if instruction is None:
-        if length_hint is not None:
-            raise UserError(
-                f"prompt family {family!r} has no system prompt: set thinkprune.length_hint=false"
-            )
-        return [{"role": "user", "content": problem.question}]
-    hint = "" if length_hint is None else LENGTH_HINT.format(limit=length_hint)
-    return [
-        {"role": "system", "content": SYSTEM_PROMPT + hint},
-        {"role": "user", "content": f"{problem.question} {instruction}"},
-    ]
+    if INSTRUCTIONS[family] is None and length_hint is not None:
+        raise UserError(f"prompt family {family!r} has no system prompt: set thinkprune.length_hint=false")
+    return chat(problem.question, family=family, length_hint=length_hint)
 
 
 def render_prompt(tokenizer: Any, problem: Problem, *, family: str, length_hint: int | None) -> str:
@@ -66,8 +45,8 @@ def render_prompt(tokenizer: Any, problem: Problem, *, family: str, length_hint:
         raise UserError(
             "the model's tokenizer has no chat template: use a chat model or add one to its tokenizer"
         )
-    chat = messages(problem, family=family, length_hint=length_hint)
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    turns = messages(problem, family=family, length_hint=length_hint)
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 
 def encode_prompt(tokenizer: Any, problem: Problem, *, family: str, length_hint: int | None) -> list[int]:

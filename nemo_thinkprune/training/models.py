@@ -16,7 +16,7 @@ from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.training.checkpoint_files import WEIGHTS, verify_checkpoint
 from nemo_thinkprune.training.manifest import MANIFEST
 
-HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"]
+HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
 
 
 def find_model(model: str) -> ModelSource:
