@@ -20,7 +20,7 @@ from checkpoints_tools.weight_map.geometry import (
     stored_shape,
 )
 from checkpoints_tools.weight_map.llama import LLAMA
-from checkpoints_tools.weight_map.names import canonical_name
+from checkpoints_tools.weight_map.names import StoredKey, canonical_name, extra_state_key, parse_key, stored_key
 from checkpoints_tools.weight_map.pieces import Architecture, decoder_only
 from checkpoints_tools.weight_map.qwen2 import QWEN2
 from checkpoints_tools.weight_map.qwen3 import QWEN3
@@ -53,13 +53,17 @@ __all__ = [
     "LocalBox",
     "MegatronTensor",
     "Read",
+    "StoredKey",
     "WeightMap",
     "box_slice",
     "canonical_name",
+    "extra_state_key",
     "intersect",
     "local_boxes",
     "local_shape",
     "padded_vocab_size",
+    "parse_key",
+    "stored_key",
     "stored_shape",
     "supported",
     "weight_map",
