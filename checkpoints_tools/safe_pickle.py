@@ -1,12 +1,12 @@
-"""Look before a foreign pickle is loaded: a checkpoint may name tensors' own types and nothing else."""
+"""Read foreign pickles without importing or running what they name: a checkpoint may name tensors' own types only."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from checkpoints_tools.errors import CheckpointError
 
@@ -16,61 +16,94 @@ ALLOWED = {
         "StorageMeta", "BytesStorageMetadata", "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "TensorWriteData", "WriteItemType"},
-    "torch.distributed.checkpoint._nested_dict": set(),
+    "torch.distributed.checkpoint.planner": {
+        "SavePlan", "WriteItem", "TensorWriteData", "BytesIOWriteData", "WriteItemType",
+    },
+    # Subclasses of Metadata and SavePlan that megatron-core wrote up to 0.15, and still has for reading.
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
     "torch.serialization": {"_get_layout"},
     "torch._utils": {"_rebuild_tensor_v2"},
     "torch": {
         "Size", "bfloat16", "float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
+        "float8_e4m3fn", "float8_e5m2",
         "BFloat16Storage", "HalfStorage", "FloatStorage", "DoubleStorage", "LongStorage", "IntStorage",
-        "ByteStorage", "BoolStorage",
+        "ShortStorage", "CharStorage", "ByteStorage", "BoolStorage",
     },
     "collections": {"OrderedDict"},
 }  # fmt: skip
 
 
-class _Placeholder:
-    """Stands for any allowed type or function: it keeps no state and runs no code of the file's."""
+class Placeholder:
+    """Stands for any allowed type or function: one object that keeps no state and runs no code of the file's."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+    __slots__ = ()
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    def __new__(cls, *_: Any, **__: Any) -> Placeholder:
+        return _SHARED
+
+    def __setstate__(self, state: Any) -> None:
+        forget(state)
 
     def __setitem__(self, _: Any, __: Any) -> None:
         pass
 
-    def __hash__(self) -> int:
-        return id(self)
+
+_SHARED: Placeholder = object.__new__(Placeholder)
 
 
-class _Checker(pickle.Unpickler):
+def forget(state: Any) -> None:
+    """Empty an object's state once it was read: the unpickler's memo would hold it to the end."""
+    if type(state) is dict:
+        state.clear()
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Loads stand-ins for what the allow-list names; asking for anything else is a CheckpointError.
+
+    `stand_ins` ((module, name) -> object) gives those that matter to the reader; the rest become `Placeholder`.
+    """
+
+    stand_ins: ClassVar[Mapping[tuple[str, str], Any]] = {}
+
     def find_class(self, module: str, name: str) -> Any:
+        """The stand-in of an allowed name."""
         if name not in ALLOWED.get(module, ()):
-            raise CheckpointError(f"a pickle asks for {module}.{name}, which no checkpoint needs: refused")
-        return _Placeholder
+            asked = repr(f"{module}.{name}"[:100])[1:-1]
+            raise CheckpointError(f"a pickle asks for {asked}, which no checkpoint needs: refused")
+        return self.stand_ins.get((module, name), Placeholder)
 
     def persistent_load(self, _: Any) -> Any:
-        return _Placeholder()
+        """A tensor's storage."""
+        return _SHARED
 
 
-def check_pickle(data: bytes, *, name: str) -> None:
-    """Walk a pickle without importing or running what it names.
+def load_restricted(data: bytes, *, name: str, kind: type[RestrictedUnpickler] = RestrictedUnpickler) -> Any:
+    """Unpickle into stand-ins.
+
+    A crafted pickle can still take time and memory: limit the process that runs this.
 
     Raises:
         CheckpointError: It names a type or function outside the allow-list, or is no pickle.
     """
     try:
-        _Checker(io.BytesIO(data)).load()
+        return kind(io.BytesIO(data)).load()
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
+    except MemoryError:
+        raise CheckpointError(f"{name} is not a readable pickle: it asks for too much memory") from None
     except Exception as error:
-        raise CheckpointError(f"{name} is not a readable pickle: {error}") from None
+        raise CheckpointError(f"{name} is not a readable pickle: {str(error)[:200]!r}") from None
+
+
+def check_pickle(data: bytes, *, name: str) -> None:
+    """Walk a pickle without importing or running what it names; raises CheckpointError as `load_restricted`."""
+    load_restricted(data, name=name)
 
 
 def check_torch_dist(folder: Path) -> None:
     """Check `.metadata` and `common.pt` of a torch_dist folder before anything unpickles them."""
+    import zipfile  # slow to import, and the process that reads `.metadata` does without
+
     metadata = folder / ".metadata"
     if not metadata.is_file():
         raise CheckpointError(f"{folder} is not a torch_dist checkpoint: it has no .metadata file")

@@ -20,7 +20,13 @@ from checkpoints_tools.weight_map.geometry import (
     stored_shape,
 )
 from checkpoints_tools.weight_map.llama import LLAMA
-from checkpoints_tools.weight_map.names import StoredKey, canonical_name, extra_state_key, parse_key, stored_key
+from checkpoints_tools.weight_map.names import (
+    StoredKey,
+    canonical_name,
+    extra_state_key,
+    parse_key,
+    stored_key,
+)
 from checkpoints_tools.weight_map.pieces import Architecture, decoder_only
 from checkpoints_tools.weight_map.qwen2 import QWEN2
 from checkpoints_tools.weight_map.qwen3 import QWEN3
