@@ -69,11 +69,8 @@ def front_matter(facts: CardFacts) -> str:
     licence = facts.licence
     named = {"license": licence.id, "license_name": licence.name, "license_link": licence.link}
     values |= {key: value for key, value in named.items() if value}
-    recipe = facts.run.recipe
-    tags = ["reasoning"]
-    if recipe and recipe.limits:
-        tags.append("thinkprune")
-    if recipe and recipe.estimator == "grpo":
+    tags = ["reasoning"] + (["thinkprune"] if facts.run.limits else [])
+    if facts.run.recipe and facts.run.recipe.estimator == "grpo":
         tags.append("grpo")
     return yaml.safe_dump(values | {"tags": tags}, sort_keys=False, allow_unicode=True)
 
@@ -81,22 +78,17 @@ def front_matter(facts: CardFacts) -> str:
 def _what_it_is(facts: CardFacts) -> str:
     run, base = facts.run, facts.base_model
     kind = f"A fine-tune of [{base}](https://huggingface.co/{base})" if base else "A language model"
-    pruned = bool(run.recipe and run.recipe.limits) and not run.is_control
-    method = f", trained with {_PAPER} to reach its answers with shorter reasoning" if pruned else ""
+    method = f", trained with {_PAPER} to reach its answers with shorter reasoning" if run.limits else ""
     parts = [f"{kind}{method}."]
-    if pruned and run.recipe:
-        rounds = (
-            "a limit on the response's length" if len(run.recipe.limits) == 1 else "a length limit that falls"
-        )
-        parts.append(
-            f"The method is reinforcement learning under {rounds}: {limits_text(run.recipe.limits)}."
-        )
+    if run.limits:
+        falls = " that falls from round to round" if len(run.limits) > 1 else ""
+        limit = f"a limit on the response's length{falls}: {limits_text(run.limits)}"
+        parts.append(f"The method is reinforcement learning under {limit}.")
     if run.is_control:
         parts.append("It is the control of a ThinkPrune run: as many steps, without the falling limit.")
     if run.step is not None:
         round_ = f" of round {run.round}" if run.round else ""
-        limit = f", trained with responses of up to {run.limit:,} tokens" if run.limit else ""
-        parts.append(f"This is the checkpoint of step {run.step}{round_}{limit}.")
+        parts.append(f"This is the checkpoint of step {run.step:,}{round_}.")
     dtypes = " and ".join(sorted({tensor.dtype for tensor in facts.manifest.tensors.values()}))
     parts.append(
         f"{facts.manifest.parameters:,} parameters ({dtypes}), architecture {facts.config.architecture}."
@@ -163,7 +155,7 @@ def _setting(results: Results) -> str:
     stages = (results.baseline, *results.rounds)
     error = " ± is one standard error over problems." if any(s and s.accuracy_se for s in stages) else ""
     where = f"Measured {', '.join(parts)}." if parts else ""
-    return f"{where}{error} Changes are against the model before training.".strip()
+    return f"{where}{error} Changes are against the first row.".strip()
 
 
 def _selection(run: RunFacts) -> list[str]:
@@ -180,7 +172,7 @@ def _verification(manifest: Manifest) -> list[str]:
     how = _STORED.get(manifest.dtype_policy, "")
     return [
         f"The weights were copied from {_SOURCE_FORMATS.get(manifest.source_format, 'a checkpoint')}, {how}, and read "
-        f"back. `{MANIFEST_FILE}` holds the SHA-256 of each of the {len(manifest.tensors):,} tensors; the digest of "
+        f"back. `{MANIFEST_FILE}` holds the SHA-256 of each of its {len(manifest.tensors):,} tensors; the digest of "
         "the whole model is",
         "",
         "```",
