@@ -1,0 +1,67 @@
+"""Threads that end together: with the last piece of work, the first error, or an interrupt."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+class Stopped(Exception):
+    """Raised in a thread's work to end it because another one has failed."""
+
+
+class Crew:
+    """Runs work on threads; once `failed`, work should raise Stopped at its next step."""
+
+    def __init__(self) -> None:
+        self._errors: list[BaseException] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether a thread has failed or the run was interrupted."""
+        return bool(self._errors)
+
+    def run(self, work: Callable[[], None], threads: int) -> None:
+        """Call `work` on every thread and wait for all; raises the first error."""
+        started = [threading.Thread(target=self._guarded, args=(work,)) for _ in range(threads)]
+        try:
+            for thread in started:
+                thread.start()
+            for thread in started:
+                thread.join()
+        except BaseException as error:  # an interrupt
+            self._errors.append(error)
+            for thread in started:
+                if thread.ident is not None:
+                    thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._errors.append(error)
+
+
+def on_threads(function: Callable[[_T], None], items: Iterable[_T], *, threads: int) -> None:
+    """Call `function` with every item; raises the first error."""
+    queue, crew = deque(items), Crew()
+
+    def work() -> None:
+        while not crew.failed and (item := take(queue)) is not None:
+            function(item)
+
+    crew.run(work, min(max(threads, 1), len(queue)))
+
+
+def take(queue: deque[_T]) -> _T | None:
+    """The queue's next item, or None when it is empty; safe from several threads."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
