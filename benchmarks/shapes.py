@@ -67,6 +67,7 @@ SHAPES = {
         tied=True,
         rms_norm_eps=1e-6,
         max_position_embeddings=512,
+        initializer_range=0.2,
     ),
 }
 SPARSE = ("qwq16", "qwq")
