@@ -39,6 +39,7 @@ class Placeholder:
     __slots__ = ()
 
     def __new__(cls, *_: Any, **__: Any) -> Placeholder:
+        """The one object."""
         return _SHARED
 
     def __setstate__(self, state: Any) -> None:

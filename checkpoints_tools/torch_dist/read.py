@@ -20,7 +20,10 @@ from checkpoints_tools.torch_dist.index import ByteItem, Chunk, DistIndex, DistT
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 # The package's own place is appended, so that neither site-packages nor a current folder can shadow the
 # standard library; -I -S also keep environment variables and .pth files out.
-_CODE = "import sys; sys.path.append(sys.argv[1]); from checkpoints_tools.torch_dist.child import main; main(sys.argv[2])"
+_CODE = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from checkpoints_tools.torch_dist.child import main; main(sys.argv[2])"
+)
 _MAX_OUTPUT = 512 << 20
 _SILENCE_S = 300.0
 

@@ -7,7 +7,7 @@ with the index, several times its size, are dropped while they are read.
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safe_pickle import RestrictedUnpickler, forget, load_restricted
@@ -99,7 +99,7 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
 
 
 class _MetadataUnpickler(RestrictedUnpickler):
-    stand_ins = {
+    stand_ins: ClassVar = {
         (_METADATA, "Metadata"): RawMetadata,
         ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"): RawMetadata,
         (_METADATA, "TensorStorageMetadata"): RawTensor,
@@ -117,7 +117,7 @@ class _MetadataUnpickler(RestrictedUnpickler):
 
 
 class _RecordUnpickler(RestrictedUnpickler):
-    stand_ins = {
+    stand_ins: ClassVar = {
         ("torch._utils", "_rebuild_tensor_v2"): RawRecord,
         ("torch", "Size"): _size,
         **{("torch", name): dtype for name, dtype in _STORAGES.items()},

@@ -1,0 +1,66 @@
+"""Open a model on disk, whichever format it is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.hf_folder import INDEX_FILE, SINGLE_FILE, carried_files, stored_tensors
+from checkpoints_tools.hf_model import check_tensors, check_tied_head
+from checkpoints_tools.layout import StoredModel, TensorLayout, whole_extent
+from checkpoints_tools.megatron_model import model_layouts
+from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
+from checkpoints_tools.torch_dist.read import read_index
+from checkpoints_tools.weight_map import weight_map
+
+
+def open_model(path: Path, *, base: Path | None = None) -> StoredModel:
+    """The model in a Hugging Face folder or a torch_dist checkpoint (see `find_checkpoint`), checked to be whole.
+
+    `base`: the Hugging Face folder that a checkpoint takes config.json and tokenizer from; it goes before those
+    that the checkpoint has.
+
+    Raises:
+        CheckpointError: There is no model, it is not supported, or a tensor is missing, unknown, misshapen or
+            damaged.
+    """
+    path = Path(path).expanduser()
+    if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
+        return _open_hf(path)
+    return _open_torch_dist(find_checkpoint(path), base)
+
+
+def _open_hf(folder: Path) -> StoredModel:
+    config = read_hf_config(folder)
+    stored, table = stored_tensors(folder), weight_map(config)
+    check_tensors(stored, table, config, folder)
+    if config.tied:
+        check_tied_head(stored)
+    tensors = {
+        name: TensorLayout(name, stored[name].dtype, shape, (whole_extent(stored[name]),))
+        for name, shape in table.hf.items()
+    }
+    return StoredModel(folder, "huggingface", config, tensors, tuple(carried_files(folder)))
+
+
+def _open_torch_dist(found: CheckpointFolder, base: Path | None) -> StoredModel:
+    files = _model_files(found, base)
+    config = read_hf_config(files)
+    tensors = model_layouts(read_index(found.iteration), config)
+    return StoredModel(found.iteration, "torch_dist", config, tensors, tuple(carried_files(files)))
+
+
+def _model_files(found: CheckpointFolder, base: Path | None) -> Path:
+    """The folder with config.json, tokenizer and what else goes with the model."""
+    if base is not None:
+        if not (base.expanduser() / "config.json").is_file():
+            raise CheckpointError(f"{base} has no config.json: give a Hugging Face model folder with --base")
+        return base.expanduser()
+    if found.files is not None:
+        return found.files
+    hint = f" (it was trained from {found.model_name})" if found.model_name else ""
+    raise CheckpointError(
+        f"{found.root} has no config.json, looked in {', '.join(str(p) for p in found.places)}: give the Hugging "
+        f"Face folder of the model with --base HF_DIR{hint}"
+    )
