@@ -11,7 +11,8 @@ from checkpoints_tools.layout import TensorLayout
 class Pair:
     """One Hugging Face tensor: where it lies and where it goes. Without destination it is only hashed.
 
-    Both layouts have one shape; where their dtypes differ, elements are converted (see `convert`).
+    Both layouts have one shape; where their dtypes differ, elements are converted (see `convert`). A destination
+    without extents writes nothing: the tensor is hashed as its dtype.
     """
 
     source: TensorLayout
@@ -66,9 +67,9 @@ def check_job(job: Job) -> None:
             raise CheckpointError(
                 f"{pair.source.name} has shape {pair.source.shape}, its copy {pair.destination.shape}"
             )
-        for layout in (pair.source, pair.destination):
-            if layout is not None:
-                _check_extents(layout)
+        _check_extents(pair.source)
+        if pair.destination is not None and pair.destination.extents:
+            _check_extents(pair.destination)
 
 
 def _check_extents(layout: TensorLayout) -> None:

@@ -3,67 +3,86 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TextIO
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 _LINE_SECONDS = 5.0
 
 
-@contextlib.contextmanager
-def progress(
-    total: int,
-    what: str,
-    *,
-    done: int = 0,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Callable[[int], None]]:
-    """Show `what` (a word such as export) with bytes, bytes/s and time left; call the result with bytes copied.
+class Progress:
+    """Shows bytes, bytes/s and time left.
 
-    `total` and `done` (finished by an earlier run) are bytes. `stream` is stderr unless told.
+        with Progress(total, "export") as progress:
+            run_jobs(jobs, ..., on_bytes=progress.advance)
+
+    `total` and `done` (by an earlier run, not part of the speed) are bytes. `stream` is stderr unless told.
     """
-    target = sys.stderr if stream is None else stream
-    if target.isatty():
-        with _bar(total, what, done, target) as advance:
-            yield advance
-    else:
-        yield _lines(total, what, done, target, clock)
 
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._what, self._done = total, what, done
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._copied = 0
+        self._bar: Any = None
+        self._begin = self._last = clock()
 
-@contextlib.contextmanager
-def _bar(total: int, what: str, done: int, stream: TextIO) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Speed
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            self._bar = _bar(self._total, self._what, self._done, self._stream)
+            self._bar.start()
+        self._begin = self._last = self._clock()
+        return self
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=stream)) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda nbytes: bar.advance(task, nbytes)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
-
-def _lines(
-    total: int, what: str, done: int, stream: TextIO, clock: Callable[[], float]
-) -> Callable[[int], None]:
-    begin = last = clock()
-    copied = 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal copied, last
-        copied += nbytes
-        now = clock()
-        if now - last < _LINE_SECONDS:
+    def advance(self, nbytes: int) -> None:
+        """Count bytes that were copied."""
+        self._copied += nbytes
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done + self._copied)
             return
-        last = now
-        speed = copied / (now - begin)
-        at = done + copied
-        left = f", {_time((total - at) / speed)} left" if speed else ""
-        share = f" ({100 * at // total}%)" if total else ""
+        now = self._clock()
+        if now - self._last < _LINE_SECONDS:
+            return
+        self._last = now
         with contextlib.suppress(OSError):  # a closed pipe must not end the copy
-            stream.write(f"{what}: {_size(at)} of {_size(total)}{share}, {_size(speed)}/s{left}\n")
-            stream.flush()
+            self._stream.write(self._line(now - self._begin) + "\n")
+            self._stream.flush()
 
-    return advance
+    def _line(self, seconds: float) -> str:
+        speed, at = self._copied / seconds, self._done + self._copied
+        share = f" ({100 * at // self._total}%)" if self._total else ""
+        left = f", {_time((self._total - at) / speed)} left" if speed else ""
+        return f"{self._what}: {_size(at)} of {_size(self._total)}{share}, {_size(speed)}/s{left}"
+
+
+def _bar(total: int, what: str, done: int, stream: TextIO) -> Any:
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    bar = progress.Progress(*columns, console=Console(file=stream))
+    bar.add_task(what, total=total, completed=done)
+    return bar
 
 
 def _size(nbytes: float) -> str:
