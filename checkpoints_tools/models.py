@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
@@ -11,8 +12,18 @@ from checkpoints_tools.hf_model import check_tensors, check_tied_head
 from checkpoints_tools.layout import StoredModel, TensorLayout, whole_extent
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
+from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.read import read_index
 from checkpoints_tools.weight_map import weight_map
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCheckpoint:
+    """A checkpoint's model, where its parts lie, and all that its `.metadata` lists."""
+
+    model: StoredModel
+    folder: CheckpointFolder
+    index: DistIndex
 
 
 def open_model(path: Path, *, base: Path | None = None) -> StoredModel:
@@ -27,11 +38,12 @@ def open_model(path: Path, *, base: Path | None = None) -> StoredModel:
     """
     path = Path(path).expanduser()
     if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
-        return _open_hf(path)
-    return _open_torch_dist(find_checkpoint(path), base)
+        return open_hf(path)
+    return open_checkpoint(path, base=base).model
 
 
-def _open_hf(folder: Path) -> StoredModel:
+def open_hf(folder: Path) -> StoredModel:
+    """The model in a Hugging Face folder. Raises CheckpointError as `open_model` does."""
     config = read_hf_config(folder)
     stored, table = stored_tensors(folder), weight_map(config)
     check_tensors(stored, table, config, folder)
@@ -44,11 +56,15 @@ def _open_hf(folder: Path) -> StoredModel:
     return StoredModel(folder, "huggingface", config, tensors, tuple(carried_files(folder)))
 
 
-def _open_torch_dist(found: CheckpointFolder, base: Path | None) -> StoredModel:
+def open_checkpoint(path: Path, *, base: Path | None = None) -> OpenCheckpoint:
+    """A torch_dist checkpoint with its parts. Arguments and errors are `open_model`'s."""
+    found = find_checkpoint(path)
     files = _model_files(found, base)
     config = read_hf_config(files)
-    tensors = model_layouts(read_index(found.iteration), config)
-    return StoredModel(found.iteration, "torch_dist", config, tensors, tuple(carried_files(files)))
+    index = read_index(found.iteration)
+    carried = tuple(carried_files(files))
+    model = StoredModel(found.iteration, "torch_dist", config, model_layouts(index, config), carried)
+    return OpenCheckpoint(model, found, index)
 
 
 def _model_files(found: CheckpointFolder, base: Path | None) -> Path:
