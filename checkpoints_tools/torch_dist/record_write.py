@@ -61,22 +61,23 @@ class _Member:
     crc32: int
 
     @property
-    def large(self) -> tuple[int, ...]:
-        """What a zip64 extra field has to say: sizes and offset that do not fit 32 bits."""
-        sizes = (self.nbytes, self.nbytes) if self.nbytes >= _MAX_32 else ()
-        return (*sizes, self.offset) if self.offset >= _MAX_32 else sizes
+    def large(self) -> bool:
+        """Whether size or offset needs more than 32 bits."""
+        return max(self.nbytes, self.offset) >= _MAX_32
 
-    @property
-    def extra(self) -> bytes:
-        fields = b"".join(struct.pack("<Q", value) for value in self.large)
-        return struct.pack("<HH", 1, len(fields)) + fields if fields else b""
+    def extra(self, stored: int) -> bytes:
+        """The zip64 field: what does not fit 32 bits. miniz leaves the `stored` size 0 in the local header."""
+        values = [self.nbytes, stored] if self.nbytes >= _MAX_32 else []
+        values += [self.offset] if self.offset >= _MAX_32 else []
+        return struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
 
     @property
     def header(self) -> bytes:
         """The local header, padded so that the content begins at a multiple of 64 bytes."""
-        unpadded = self.offset + 30 + len(self.name) + len(self.extra) + 4
+        large = self.extra(0)
+        unpadded = self.offset + 30 + len(self.name) + len(large) + 4
         gap = -unpadded % ALIGNMENT
-        extra = self.extra + b"FB" + struct.pack("<H", gap) + b"Z" * gap
+        extra = large + b"FB" + struct.pack("<H", gap) + b"Z" * gap
         fields = (b"PK\x03\x04", 0, 0x0808, 0, 0, 0, 0, 0, 0, len(self.name), len(extra))
         return struct.pack("<4s5H3I2H", *fields) + self.name + extra
 
@@ -89,8 +90,9 @@ class _Member:
     def entry(self) -> bytes:
         size, offset = min(self.nbytes, _MAX_32), min(self.offset, _MAX_32)
         fields = (b"PK\x01\x02", 0, 0, 0x0808, 0, 0, 0, self.crc32, size, size)
-        lengths = (len(self.name), len(self.extra), 0, 0, 0, 0, offset)
-        return struct.pack("<4s6H3I5H2I", *fields, *lengths) + self.name + self.extra
+        extra = self.extra(self.nbytes)
+        lengths = (len(self.name), len(extra), 0, 0, 0, 0, offset)
+        return struct.pack("<4s6H3I5H2I", *fields, *lengths) + self.name + extra
 
     @property
     def end(self) -> int:
