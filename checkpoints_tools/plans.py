@@ -1,0 +1,102 @@
+"""What a conversion will write, worked out before anything is touched.
+
+A plan holds the jobs (source extents to destination extents), the files that hold them with their final sizes,
+and the small files around them. Executing it is `convert.py`'s part; `thinkprune-ckpt plan` only prints it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from checkpoints_tools.copying.jobs import Job, Pair
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.layout import Extent, StoredModel, TensorLayout
+
+DType = Literal["keep", "bf16", "fp32"]
+_STORED_DTYPE = {"bf16": "BF16", "fp32": "F32"}
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion. All names are relative to the output folder.
+
+    `jobs` copy tensors, `raw_jobs` byte ranges that are not the model's. `files`: weight files and their final
+    sizes in bytes. `carried`: small files copied byte for byte, name to source. `texts`: small files that are
+    written, name to content; the names in `last` come after all others. `seal` writes what stands around the
+    copied bytes, given the CRC-32 of every range {(file, offset): crc}. `read_back` opens the weights as they
+    were written.
+    """
+
+    verb: Literal["import", "export", "reshard"]
+    source: StoredModel
+    out: Path
+    jobs: tuple[Job, ...]
+    raw_jobs: tuple[Job, ...]
+    files: Mapping[str, int]
+    carried: Mapping[str, Path]
+    texts: Mapping[str, bytes]
+    last: tuple[str, ...]
+    tensors: Mapping[str, TensorLayout]
+    seal: Callable[[Mapping[tuple[Path, int], int]], None]
+    read_back: Callable[[], StoredModel]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be written."""
+        small = sum(len(text) for text in self.texts.values())
+        return sum(self.files.values()) + small + sum(f.stat().st_size for f in self.carried.values())
+
+    def identity(self, verify: bool) -> str:
+        """Digest of source and destination: an interrupted conversion is resumed only by the same one."""
+        sources = {
+            e.file for job in (*self.jobs, *self.raw_jobs) for pair in job.pairs for e in pair.source.extents
+        }
+        stats = [(str(f), s.st_size, s.st_mtime_ns) for f in sorted(sources) for s in [os.stat(f)]]
+        layouts = [(t.name, t.dtype, [_place(e) for e in t.extents]) for t in self.tensors.values()]
+        files = sorted(self.files.items())
+        text = json.dumps([self.verb, verify, stats, layouts, files], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _place(extent: Extent) -> tuple[str, int, int, int, int, int]:
+    return extent.file.name, extent.offset, extent.row, extent.column, extent.rows, extent.columns
+
+
+def partial_path(out: Path) -> Path:
+    """The folder beside `out` in which it is made."""
+    return out.with_name(out.name + ".partial")
+
+
+def target_dtypes(model: StoredModel, dtype: DType) -> dict[str, str]:
+    """Safetensors dtype of every tensor after the conversion. Raises CheckpointError for one without it."""
+    stored = {name: tensor.dtype for name, tensor in model.tensors.items()}
+    if dtype == "keep":
+        return stored
+    odd = next((name for name, kind in stored.items() if kind not in _FLOATS - {"F64"}), None)
+    if odd is not None:
+        raise CheckpointError(f"{odd} is {stored[odd]}, which is not converted to {dtype}; use --dtype keep")
+    return dict.fromkeys(stored, _STORED_DTYPE[dtype])
+
+
+def jobs_of(
+    groups: Iterable[tuple[str, Iterable[str]]],
+    sources: Mapping[str, TensorLayout],
+    destinations: Mapping[str, TensorLayout],
+) -> tuple[Job, ...]:
+    """One job per group (name, Hugging Face names): the tensors that are written together."""
+    return tuple(
+        Job(name, tuple(Pair(sources[tensor], destinations[tensor]) for tensor in members))
+        for name, members in groups
+    )
+
+
+def raw_layout(name: str, file: Path, offset: int, nbytes: int) -> TensorLayout:
+    """A byte range as a tensor of bytes: what is carried over without being understood."""
+    return TensorLayout(name, "U8", (nbytes,), (Extent(file, offset, 0, 0, nbytes, 1),))
