@@ -85,10 +85,10 @@ class Mover:
             filled += shared.nbytes
             if shared.start is not None:
                 piece = data[shared.start : shared.start + shared.nbytes]
-                self._files.read(extent.file, piece, shared.offset)
+                self._read(way, extent, piece, shared)
             else:
                 box = self._box[: shared.nbytes]
-                self._files.read(extent.file, box, shared.offset)
+                self._read(way, extent, box, shared)
                 target = _matrix(data, tile, item)[shared.rows, shared.columns]
                 target[...] = box.view(target.dtype).reshape(target.shape)
         if filled != len(data):
@@ -98,6 +98,12 @@ class Mover:
         result = self._result[: tile.rows * tile.columns * way.item]
         way.convert(data, result)
         return result
+
+    def _read(self, way: "Way", extent: Extent, view: Bits, shared: _Crossing) -> None:
+        try:
+            self._files.read(extent.file, view, shared.offset)
+        except CheckpointError as error:
+            raise CheckpointError(f"{way.pair.source.name}: {error}") from error
 
     def _drain(self, way: "Way", destination: Extents, tile: Tile, data: Bits) -> None:
         for extent in destination.crossing(tile.row, tile.rows):
