@@ -39,10 +39,7 @@ def find_licence(
         CheckpointError: `given` is not the form of an identifier.
     """
     if given is not None:
-        if not _ID.fullmatch(given):
-            raise CheckpointError(
-                f"--license {given!r:.80} is not a licence identifier of the hub, such as apache-2.0, mit or other"
-            )
+        check_licence(given)
         return Licence(given, stated_in="whoever released this model")
     carried = set(carried)
     folders = list(folders)
@@ -54,6 +51,14 @@ def find_licence(
         if name in carried:
             return Licence("other", "base-model-license", name, f"the file {name} of the base model")
     return Licence()
+
+
+def check_licence(given: str) -> None:
+    """Refuse what cannot be a licence identifier of the hub. Raises CheckpointError."""
+    if not _ID.fullmatch(given):
+        raise CheckpointError(
+            f"--license {given!r:.80} is not a licence identifier of the hub, such as apache-2.0, mit or other"
+        )
 
 
 def _front_matter(file: Path) -> dict[str, Any]:
