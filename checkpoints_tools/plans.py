@@ -71,7 +71,8 @@ def _place(extent: Extent) -> tuple[str, int, int, int, int, int]:
 
 def partial_path(out: Path) -> Path:
     """The folder beside `out` in which it is made."""
-    return out.with_name(out.name + ".partial")
+    path = Path(os.path.abspath(out))
+    return path.with_name(path.name + ".partial")
 
 
 def target_dtypes(model: StoredModel, dtype: DType) -> dict[str, str]:

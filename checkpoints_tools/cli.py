@@ -1,0 +1,289 @@
+"""The command `thinkprune-ckpt`: verbs without logic.  Each parses, calls one function and prints.
+
+Exit codes: 0 done (or equal), 1 different, 2 something the user can correct, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from checkpoints_tools.errors import CheckpointError
+
+EXIT_DIFFERENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs; expected errors become messages and exit codes, a defect keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; run the same command again to go on", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except CheckpointError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_USAGE) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Convert between Megatron distributed checkpoints and Hugging Face, and prove that they are equal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+plan_app = typer.Typer(
+    help="Say what a conversion would write; touch nothing.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(plan_app, name="plan")
+
+
+class DTypeName(StrEnum):
+    """Types of the written tensors."""
+
+    KEEP = "keep"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+HFArgument = Annotated[Path, typer.Argument(metavar="HF_DIR", help="Hugging Face model folder.")]
+CheckpointArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CKPT",
+        help="step_N folder, iter_* folder, or a folder with latest_checkpointed_iteration.txt.",
+    ),
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Hugging Face folder or checkpoint.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.")]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(help="Hugging Face folder of the base model, for a checkpoint without config.json."),
+]
+DTypeOption = Annotated[DTypeName, typer.Option("--dtype", help="Type of the written tensors.")]
+ChunkTPOption = Annotated[
+    int, typer.Option("--chunk-tp", min=1, help="Cut chunks for this many tensor parallel loaders.")
+]
+ShardOption = Annotated[
+    str, typer.Option("--max-shard-size", help="Largest safetensors file, such as 5GB or 900MB.")
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=64, help="Threads that read and write.")]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Read the output back, compare it with the source, write a manifest."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    if match is None or match[2] not in _UNITS or not float(match[1]) * _UNITS[match[2]] >= 1:
+        raise typer.BadParameter(
+            f"{text!r} is not a size such as 5GB or 900MB", param_hint="--max-shard-size"
+        )
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@app.command("import")
+def import_(
+    hf_dir: HFArgument,
+    out: OutArgument,
+    chunk_tp: ChunkTPOption = 1,
+    dtype: DTypeOption = DTypeName.KEEP,
+    threads: ThreadsOption = 4,
+    verify: VerifyOption = True,
+) -> None:
+    """Hugging Face to Megatron: a checkpoint for any TP x PP x DP."""
+    from checkpoints_tools import convert, report
+
+    result = convert.import_model(
+        hf_dir, out, chunk_tp=chunk_tp, dtype=dtype.value, threads=threads, verify=verify
+    )
+    report.converted(result)
+
+
+@app.command("export")
+def export(
+    checkpoint: CheckpointArgument,
+    out: OutArgument,
+    base: BaseOption = None,
+    dtype: DTypeOption = DTypeName.KEEP,
+    max_shard_size: ShardOption = "5GB",
+    threads: ThreadsOption = 4,
+    verify: VerifyOption = True,
+) -> None:
+    """Megatron to Hugging Face: safetensors, config, tokenizer."""
+    from checkpoints_tools import convert, report
+
+    result = convert.export_model(
+        checkpoint,
+        out,
+        base=base,
+        dtype=dtype.value,
+        max_shard_bytes=_bytes(max_shard_size),
+        threads=threads,
+        verify=verify,
+    )
+    report.converted(result)
+
+
+@app.command("reshard")
+def reshard(
+    checkpoint: CheckpointArgument,
+    out: OutArgument,
+    chunk_tp: ChunkTPOption,
+    base: BaseOption = None,
+    threads: ThreadsOption = 4,
+    verify: VerifyOption = True,
+) -> None:
+    """Cut chunks so that N loaders read only their own bytes."""
+    from checkpoints_tools import convert, report
+
+    report.converted(
+        convert.reshard(checkpoint, out, chunk_tp=chunk_tp, base=base, threads=threads, verify=verify)
+    )
+
+
+@app.command("verify")
+def verify(
+    a: ModelArgument,
+    b: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The model to compare it with.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Compare with this manifest instead.")] = None,
+    base: BaseOption = None,
+    dtype: Annotated[
+        DTypeName, typer.Option("--dtype", help="Convert both before comparing.")
+    ] = DTypeName.KEEP,
+    threads: ThreadsOption = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Do two folders hold the same model? Exit code 0 or 1."""
+    from checkpoints_tools import report
+
+    if (b is None) == (manifest is None):
+        raise typer.BadParameter("give a second model, or --manifest FILE", param_hint="MODEL")
+    result = report.verified(a, b, manifest, base=base, dtype=dtype.value, threads=threads, as_json=as_json)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command("inspect")
+def inspect(
+    path: ModelArgument,
+    base: BaseOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what lies in a checkpoint or model folder."""
+    from checkpoints_tools import report
+
+    report.inspected(path, base=base, tensors=tensors, as_json=as_json)
+
+
+@app.command("release")
+def release(
+    checkpoint: CheckpointArgument,
+    out: OutArgument,
+    base: BaseOption = None,
+    dtype: DTypeOption = DTypeName.KEEP,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the base model.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Licence of the base model, as on the hub.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the model card.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload to this hub repository; the token comes from HF_TOKEN or `hf auth login`.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    max_shard_size: ShardOption = "5GB",
+    threads: ThreadsOption = 4,
+) -> None:
+    """Export with manifest and model card; push to the hub."""
+    from checkpoints_tools import report
+    from checkpoints_tools.release import CardOptions
+    from checkpoints_tools.release import release as make
+
+    made = make(
+        checkpoint,
+        out,
+        base=base,
+        dtype=dtype.value,
+        max_shard_bytes=_bytes(max_shard_size),
+        threads=threads,
+        options=CardOptions(base_model=base_model, license=licence, title=title),
+        push_to=push,
+        private=private,
+    )
+    report.released(made)
+
+
+@plan_app.command("import")
+def plan_import(
+    hf_dir: HFArgument,
+    out: OutArgument,
+    chunk_tp: ChunkTPOption = 1,
+    dtype: DTypeOption = DTypeName.KEEP,
+    as_json: JsonOption = False,
+) -> None:
+    """What `import` would write."""
+    from checkpoints_tools import report
+    from checkpoints_tools.models import open_hf
+    from checkpoints_tools.to_megatron import plan_import as plan
+
+    planned = plan(open_hf(hf_dir), out, chunk_tp=chunk_tp, dtype=dtype.value)
+    report.planned(planned, dtype=dtype.value, as_json=as_json)
+
+
+@plan_app.command("export")
+def plan_export(
+    checkpoint: CheckpointArgument,
+    out: OutArgument,
+    base: BaseOption = None,
+    dtype: DTypeOption = DTypeName.KEEP,
+    max_shard_size: ShardOption = "5GB",
+    as_json: JsonOption = False,
+) -> None:
+    """What `export` would write."""
+    from checkpoints_tools import report
+    from checkpoints_tools.models import open_model
+    from checkpoints_tools.to_hf import plan_export as plan
+
+    model = open_model(checkpoint, base=base)
+    planned = plan(model, out, dtype=dtype.value, max_shard_bytes=_bytes(max_shard_size))
+    report.planned(planned, dtype=dtype.value, as_json=as_json)
+
+
+@plan_app.command("reshard")
+def plan_reshard(
+    checkpoint: CheckpointArgument,
+    out: OutArgument,
+    chunk_tp: ChunkTPOption,
+    base: BaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What `reshard` would write."""
+    from checkpoints_tools import report
+    from checkpoints_tools.models import open_checkpoint
+    from checkpoints_tools.to_megatron import plan_reshard as plan
+
+    report.planned(plan(open_checkpoint(checkpoint, base=base), out, chunk_tp=chunk_tp), as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app(prog_name="thinkprune-ckpt")

@@ -1,0 +1,136 @@
+"""What the verbs print: results to stdout, each with the command that comes next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints_tools import inspection, inspection_view
+from checkpoints_tools.convert import Result
+from checkpoints_tools.copying.disk import free_bytes
+from checkpoints_tools.copying.progress import Progress
+from checkpoints_tools.digest import TensorDigest
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.manifest import MANIFEST_FILE, manifest_of, read_manifest, to_bytes
+from checkpoints_tools.models import open_model
+from checkpoints_tools.plans import DType, Plan
+from checkpoints_tools.release import Release
+from checkpoints_tools.verify import Verification, report_lines, to_json, verify, verify_manifest
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    print(text, flush=True)
+
+
+def converted(result: Result) -> None:
+    """A finished conversion: what was made, its digest, what to do next."""
+    plan = result.plan
+    say(
+        f"wrote {plan.out}: {len(plan.tensors)} tensors, {result.nbytes:,} bytes in {len(plan.files)} weight files"
+    )
+    if result.resumed:
+        say(f"  {result.resumed:,} bytes of them were there from an earlier run, and were checked")
+    if result.manifest is None:
+        say("  not verified (--no-verify), no manifest")
+    else:
+        say(f"  read back and equal to the source; digest {result.manifest.digest}")
+        say(f"  manifest {plan.out / MANIFEST_FILE}")
+    if plan.verb == "export" and "tokenizer_config.json" not in plan.carried:
+        say("  no tokenizer files lay beside the checkpoint; --base HF_DIR brings them")
+    say(f"next: {_next(result)}")
+
+
+def _next(result: Result) -> str:
+    plan = result.plan
+    if result.manifest is None:
+        return _shell("verify", plan.source.path, plan.out)
+    if plan.verb == "export":
+        return f"hf upload REPO {shlex.quote(str(plan.out))}  (or thinkprune-ckpt release, which writes a model card)"
+    path = shlex.quote(str(plan.out))
+    return f"policy.pretrained_checkpoint={{path: {path}, format: megatron_bridge}} in a NeMo-RL recipe"
+
+
+def _shell(*words: str | Path) -> str:
+    return " ".join(["thinkprune-ckpt", *(shlex.quote(str(word)) for word in words)])
+
+
+def planned(plan: Plan, *, dtype: DType = "keep", as_json: bool) -> None:
+    """A plan: files, bytes, room on the disk. Raises CheckpointError when there is too little room."""
+    free = free_bytes(plan.out)
+    digests = {name: TensorDigest(t.dtype, t.shape, "0" * 64) for name, t in plan.tensors.items()}
+    manifest = to_bytes(manifest_of(plan.source, digests, dtype_policy=dtype))
+    sizes: dict[str, int] = {**plan.files, **{name: len(text) for name, text in plan.texts.items()}}
+    sizes[MANIFEST_FILE] = len(manifest)
+    sizes |= {name: file.stat().st_size for name, file in plan.carried.items()}
+    total = sum(sizes.values())
+    if as_json:
+        facts: Mapping[str, Any] = {
+            "verb": plan.verb, "source": str(plan.source.path), "out": str(plan.out), "tensors": len(plan.tensors),
+            "bytes": total, "free_bytes": free, "fits": total <= free, "files": dict(sorted(sizes.items())),
+        }  # fmt: skip
+        say(json.dumps(facts, indent=2))
+    else:
+        model = f"{plan.source.config.architecture}, {len(plan.tensors)} tensors"
+        say(f"{plan.verb} {plan.source.path} ({model}) would write")
+        width = max(map(len, sizes))
+        for name, nbytes in sorted(sizes.items()):
+            say(f"  {name:{width}}  {nbytes:>18,}")
+        say(f"{total:,} bytes in {plan.out}; {free:,} bytes are free there")
+    if total > free:
+        raise CheckpointError(f"{total - free:,} bytes too many for the disk of {plan.out}; free some room")
+
+
+def verified(
+    a: Path,
+    b: Path | None,
+    manifest: Path | None,
+    *,
+    base: Path | None,
+    dtype: DType,
+    threads: int,
+    as_json: bool,
+) -> Verification:
+    """Compare a model with another, or with a manifest, and print the answer."""
+    first = open_model(a, base=base)
+    if b is not None:
+        second = open_model(b, base=base)
+        total = sum(t.nbytes for model in (first, second) for t in model.tensors.values())
+        with Progress(total, "verify") as progress:
+            result = verify(first, second, threads=threads, as_dtype=dtype, on_bytes=progress.advance)
+    else:
+        assert manifest is not None
+        stated = read_manifest(manifest)
+        with Progress(sum(t.nbytes for t in first.tensors.values()), "verify") as progress:
+            result = verify_manifest(
+                first, stated, name=str(manifest), threads=threads, on_bytes=progress.advance
+            )
+    say(json.dumps(to_json(result), indent=2) if as_json else "\n".join(report_lines(result)))
+    return result
+
+
+def inspected(path: Path, *, base: Path | None, tensors: bool, as_json: bool) -> None:
+    """Show what lies in a folder."""
+    found = inspection.inspect(path, base=base)
+    if as_json:
+        say(json.dumps(inspection.to_json(found), indent=2))
+        return
+    from rich.console import Console
+
+    inspection_view.render(Console(), found, tensors=tensors)
+
+
+def released(made: Release) -> None:
+    """A finished release: folder, what the card could not state, address, next command."""
+    if made.export is not None:
+        size = f"{len(made.export.plan.tensors)} tensors, {made.export.nbytes:,} bytes"
+        say(f"wrote {made.out}: {size}, with manifest and model card")
+    say(f"  digest {made.manifest.digest}")
+    for sentence in made.unknown:
+        say(f"  {sentence}")
+    if made.url is not None:
+        say(f"  uploaded: {made.url}")
+    say(f"next: {made.next_command}")
