@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,9 +25,9 @@ def check_tensors(
     The rotary frequencies of old exports are ignored, and the output layer that some tied models store as well:
     see `check_tied_head`. Raises CheckpointError that lists the faults.
     """
-    ignorable = {n for n in stored if n.endswith("rotary_emb.inv_freq")} | ({HEAD} if config.tied else set())
     faults = [f"{name} is missing" for name in table.hf if name not in stored]
-    faults += [f"{name} is unknown" for name in stored if name not in table.hf and name not in ignorable]
+    tied_head = {HEAD} if config.tied else set()
+    faults += [f"{name} is unknown" for name in _unknown(stored, table) if name not in tied_head]
     for name, shape in table.hf.items():
         if name in stored and stored[name].shape != shape:
             faults.append(f"{name} has shape {stored[name].shape}, config.json says {shape}")
@@ -37,6 +38,20 @@ def check_tensors(
         raise CheckpointError(
             f"{folder} does not hold this {config.architecture}: " + "; ".join(faults[:10]) + more
         )
+
+
+def unknown_tensors(stored: Mapping[str, StoredTensor], table: WeightMap, config: ModelConfig) -> list[str]:
+    """Names of a folder's tensors that the model has no place for; a tied model's own output layer is one."""
+    names = _unknown(stored, table)
+    if config.tied and HEAD in names and EMBEDDING in stored:
+        with contextlib.suppress(CheckpointError):
+            check_tied_head(stored)
+            names.remove(HEAD)
+    return names
+
+
+def _unknown(stored: Mapping[str, StoredTensor], table: WeightMap) -> list[str]:
+    return [n for n in stored if n not in table.hf and not n.endswith("rotary_emb.inv_freq")]
 
 
 def check_tied_head(stored: Mapping[str, StoredTensor], *, rows: tuple[int, int] | None = None) -> None:

@@ -42,7 +42,7 @@ class TensorLayout:
     @property
     def matrix(self) -> tuple[int, int]:
         """(rows, columns) of the tensor as a matrix."""
-        return self.shape[0], prod(self.shape[1:])
+        return (self.shape[0] if self.shape else 1), prod(self.shape[1:])
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -63,11 +63,11 @@ class _Stored:
     sources: list[tuple[str, int | None]] = field(default_factory=list)
 
 
-def model_layouts(index: DistIndex, config: ModelConfig) -> dict[str, TensorLayout]:
+def model_layouts(index: DistIndex, config: ModelConfig, *, partial: bool = False) -> dict[str, TensorLayout]:
     """Where the Hugging Face tensors of the model lie in the checkpoint, by name in the model's order.
 
     Chunks of any grid are taken, layers stacked or one by one, fc1 whole or in halves. Rows of the vocabulary
-    beyond the model's are padding and left out.
+    beyond the model's are padding and left out. `partial`: tensors that are missing, or in part, are left out too.
 
     Raises:
         CheckpointError: The checkpoint is not this model's, or not whole: a key that is unknown or missing, a
@@ -75,7 +75,9 @@ def model_layouts(index: DistIndex, config: ModelConfig) -> dict[str, TensorLayo
             key.
     """
     table = weight_map(config)
-    stored = _collect(index, table, config)
+    stored = _collect(index, table, config, partial=partial)
+    if partial:
+        return _present(table, stored, index.folder)
     faults = [_missing(name, config) for name in table.megatron if name not in stored]
     if not faults:
         faults = [f for name, tensor in table.megatron.items() for f in _tensor_faults(tensor, stored[name])]
@@ -87,14 +89,36 @@ def model_layouts(index: DistIndex, config: ModelConfig) -> dict[str, TensorLayo
     return {name: layouts[name] for name in table.hf}
 
 
-def _collect(index: DistIndex, table: WeightMap, config: ModelConfig) -> dict[str, _Stored]:
+def _present(table: WeightMap, stored: Mapping[str, _Stored], folder: Path) -> dict[str, TensorLayout]:
+    """The Hugging Face tensors of which every element is there."""
+    layouts: dict[str, TensorLayout] = {}
+    for name in table.megatron:
+        if name not in stored:
+            continue
+        if stored[name].dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(f"{folder}: {name} has mixed dtypes, {stored[name].dtype}")
+        for hf_name, layout in _layouts(table, name, stored[name]).items():
+            count = sum(e.rows * e.columns for e in layout.extents)
+            boxes = [((e.row, e.column), (e.rows, e.columns)) for e in layout.extents]
+            if count > prod(layout.shape) or (
+                count == prod(layout.shape) and tiling_fault(layout.matrix, boxes)
+            ):
+                raise CheckpointError(f"{folder}: shards of {name} overlap, in what is {hf_name}")
+            if count == prod(layout.shape):
+                layouts[hf_name] = layout
+    return {name: layouts[name] for name in table.hf if name in layouts}
+
+
+def _collect(
+    index: DistIndex, table: WeightMap, config: ModelConfig, *, partial: bool = False
+) -> dict[str, _Stored]:
     stored: dict[str, _Stored] = {}
     faults = []
     for tensor in index.tensors.values():
         key = parse_key(tensor.key)
         if key is None:
             continue
-        fault = _key_fault(tensor, key, table, config)
+        fault = _key_fault(tensor, key, table, config, partial=partial)
         if fault:
             faults.append(fault)
         else:
@@ -104,8 +128,10 @@ def _collect(index: DistIndex, table: WeightMap, config: ModelConfig) -> dict[st
     return stored
 
 
-def _key_fault(tensor: DistTensor, key: StoredKey, table: WeightMap, config: ModelConfig) -> str | None:
-    """What is wrong with a stored tensor by itself."""
+def _key_fault(
+    tensor: DistTensor, key: StoredKey, table: WeightMap, config: ModelConfig, *, partial: bool
+) -> str | None:
+    """What is wrong with a stored tensor by itself; with `partial` it may have too few layers."""
     if key.name == OUTPUT and config.tied:
         return (
             f"{OUTPUT} is stored, but config.json says tie_word_embeddings: the weights were trained untied, "
@@ -117,8 +143,8 @@ def _key_fault(tensor: DistTensor, key: StoredKey, table: WeightMap, config: Mod
     if known is None or (key.half is not None and known.tp_blocks != 2):
         return f"{tensor.key} is no weight of this architecture"
     shape = tensor.shape[1:] if key.stacked else tensor.shape
-    if key.stacked and tensor.shape[:1] != (config.num_layers,):
-        layers = tensor.shape[0] if tensor.shape else 0
+    layers = tensor.shape[0] if tensor.shape else 0
+    if key.stacked and layers != config.num_layers and not (partial and 0 < layers < config.num_layers):
         return f"{tensor.key} holds {layers} layers, num_hidden_layers is {config.num_layers}"
     if tensor.dtype not in WEIGHT_DTYPES:
         return f"{tensor.key} is stored as {tensor.dtype}; weights are read as {', '.join(WEIGHT_DTYPES)}"
@@ -149,7 +175,7 @@ def _add(
     stored: dict[str, _Stored], tensor: DistTensor, key: StoredKey, folder: Path, config: ModelConfig
 ) -> None:
     """Sort a tensor's chunks into the Megatron tensors, one a layer."""
-    stacked = [key.of_layer(layer) for layer in range(config.num_layers)] if key.stacked else [key.name]
+    stacked = [key.of_layer(layer) for layer in range(tensor.shape[0])] if key.stacked else [key.name]
     shape = tensor.shape[1:] if key.stacked else tensor.shape
     for name in stacked:
         entry = stored.setdefault(name, _Stored(tensor.dtype, shape[0]))
@@ -167,7 +193,7 @@ def _add(
         start, size = (chunk.start[1] + first, *chunk.start[2:]), chunk.shape[1:]
         for n in range(chunk.shape[0]):
             layer = chunk.start[0] + n
-            if layer >= config.num_layers:
+            if layer >= len(stacked):
                 raise CheckpointError(f"{file}: a chunk of {tensor.key} lies outside {tensor.shape}")
             stored[stacked[layer]].boxes.append(
                 _Box(start, size, file, chunk.payload + n * prod(size) * item)

@@ -8,7 +8,7 @@ from pathlib import Path
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.hf_folder import INDEX_FILE, SINGLE_FILE, carried_files, stored_tensors
-from checkpoints_tools.hf_model import check_tensors, check_tied_head
+from checkpoints_tools.hf_model import check_tensors, check_tied_head, unknown_tensors
 from checkpoints_tools.layout import StoredModel, TensorLayout, whole_extent
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
@@ -26,11 +26,12 @@ class OpenCheckpoint:
     index: DistIndex
 
 
-def open_model(path: Path, *, base: Path | None = None) -> StoredModel:
+def open_model(path: Path, *, base: Path | None = None, partial: bool = False) -> StoredModel:
     """The model in a Hugging Face folder or a torch_dist checkpoint (see `find_checkpoint`), checked to be whole.
 
     `base`: the Hugging Face folder that a checkpoint takes config.json and tokenizer from; it goes before those
-    that the checkpoint has.
+    that the checkpoint has. `partial`: give what is there, to be compared; tensors may be missing, and a Hugging
+    Face folder may have others, or of other shapes, than its config.json says.
 
     Raises:
         CheckpointError: There is no model, it is not supported, or a tensor is missing, unknown, misshapen or
@@ -38,32 +39,37 @@ def open_model(path: Path, *, base: Path | None = None) -> StoredModel:
     """
     path = Path(path).expanduser()
     if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
-        return open_hf(path)
-    return open_checkpoint(path, base=base).model
+        return open_hf(path, partial=partial)
+    return open_checkpoint(path, base=base, partial=partial).model
 
 
-def open_hf(folder: Path) -> StoredModel:
-    """The model in a Hugging Face folder. Raises CheckpointError as `open_model` does."""
+def open_hf(folder: Path, *, partial: bool = False) -> StoredModel:
+    """The model in a Hugging Face folder. Arguments and errors are `open_model`'s."""
     config = read_hf_config(folder)
     stored, table = stored_tensors(folder), weight_map(config)
-    check_tensors(stored, table, config, folder)
-    if config.tied:
-        check_tied_head(stored)
+    if not partial:
+        check_tensors(stored, table, config, folder)
+        if config.tied:
+            check_tied_head(stored)
+    names = [*table.hf, *(unknown_tensors(stored, table, config) if partial else ())]
     tensors = {
-        name: TensorLayout(name, stored[name].dtype, shape, (whole_extent(stored[name]),))
-        for name, shape in table.hf.items()
+        name: TensorLayout(name, stored[name].dtype, stored[name].shape, (whole_extent(stored[name]),))
+        for name in names
+        if name in stored
     }
     return StoredModel(folder, "huggingface", config, tensors, tuple(carried_files(folder)))
 
 
-def open_checkpoint(path: Path, *, base: Path | None = None) -> OpenCheckpoint:
+def open_checkpoint(path: Path, *, base: Path | None = None, partial: bool = False) -> OpenCheckpoint:
     """A torch_dist checkpoint with its parts. Arguments and errors are `open_model`'s."""
     found = find_checkpoint(path)
     files = _model_files(found, base)
     config = read_hf_config(files)
     index = read_index(found.iteration)
     carried = tuple(carried_files(files))
-    model = StoredModel(found.iteration, "torch_dist", config, model_layouts(index, config), carried)
+    model = StoredModel(
+        found.iteration, "torch_dist", config, model_layouts(index, config, partial=partial), carried
+    )
     return OpenCheckpoint(model, found, index)
 
 

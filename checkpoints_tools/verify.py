@@ -84,7 +84,7 @@ def verify(
             digest_model(model, threads=threads, on_bytes=on_bytes, as_dtype=as_dtype) for model in (a, b)
         ]
     differences = compare(*digests) + _needed_by_both((a, b))
-    notes = explain(a, b, digests[0], digests[1], differences, as_dtype=as_dtype, limit=explained)
+    notes = explain(a, b, digests[0], digests[1], differences, limit=explained)
     return Verification(
         _side(str(a.path), a.format, digests[0], hashed),
         _side(str(b.path), b.format, digests[1], hashed),

@@ -1,6 +1,7 @@
 """Digests: worked out by hand from the elements, and the same whatever holds the model."""
 
 import hashlib
+from itertools import pairwise
 from math import prod
 
 import pytest
@@ -107,8 +108,8 @@ def test_rows_are_read_whatever_the_extents(tmp_path_factory, data):
     column_edges = sorted({0, columns, *data.draw(st.lists(st.integers(0, columns), max_size=2))})
     file = tmp_path_factory.mktemp("rows") / "f"
     extents, content = [], b""
-    for top, end in zip(row_edges, row_edges[1:], strict=False):
-        for left, right in zip(column_edges, column_edges[1:], strict=False):
+    for top, end in pairwise(row_edges):
+        for left, right in pairwise(column_edges):
             extents.append(Extent(file, len(content), top, left, end - top, right - left))
             content += values[top:end, left:right].contiguous().numpy().tobytes()
     file.write_bytes(content)
