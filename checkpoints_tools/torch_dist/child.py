@@ -8,6 +8,7 @@ counts the file lines.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -44,6 +45,7 @@ def main(folder: str) -> None:
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     _limit(resource.RLIMIT_CORE, 0)
+    gc.disable()  # nothing here makes cycles, and looking for them costs a third of the time
     try:
         with _Shards(folder) as shards:
             for row in _rows(folder, shards):

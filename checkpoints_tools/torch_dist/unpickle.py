@@ -41,12 +41,17 @@ class RawChunk(_Fields):
     """A box of a tensor."""
 
     __slots__ = ("offsets", "sizes")
+    offsets: Any
+    sizes: Any
 
 
 class RawTensor(_Fields):
     """A tensor: `properties` is RawProperties, `chunks` a list of RawChunk."""
 
     __slots__ = ("chunks", "properties", "size")
+    chunks: Any
+    properties: Any
+    size: Any
 
 
 class RawBytes(_Fields):
@@ -68,18 +73,26 @@ class RawKey(_Fields):
     """Names a chunk of a tensor (by its offset) or an object. Megatron's saves have no offset for objects."""
 
     __slots__ = ("fqn", "offset")
+    fqn: Any
+    offset: Any
 
 
 class RawPlace(_Fields):
     """Where a record lies."""
 
     __slots__ = ("length", "offset", "relative_path", "transform_descriptors")
+    length: Any
+    offset: Any
+    relative_path: Any
+    transform_descriptors: Any
 
 
 class RawMetadata(_Fields):
     """`state_dict_metadata`: name to RawTensor or RawBytes; `storage_data`: RawKey to RawPlace."""
 
     __slots__ = ("state_dict_metadata", "storage_data")
+    state_dict_metadata: Any
+    storage_data: Any
 
 
 class RawRecord:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES, TensorWriter, carried_files, stored_tensors
+from checkpoints_tools.hf_model import EMBEDDING, check_tensors, check_tied_head
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import StoredTensor, TensorSpec
 from checkpoints_tools.weight_map import WeightMap
@@ -38,7 +39,6 @@ SaveDtype = Literal["keep", "bf16", "fp32"]
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _CASTS: dict[str, torch.dtype | None] = {"keep": None, "bf16": torch.bfloat16, "fp32": torch.float32}
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @torch.no_grad()
@@ -61,11 +61,11 @@ def load_hf(
     weights = parallel_weights(model_chunks, config)
     with user_errors():
         stored = stored_tensors(Path(folder))
-    _check_stored(stored, weights.table, config, Path(folder))
+        check_tensors(stored, weights.table, config, Path(folder))
     with ExitStack() as stack:
         reader = _Reader(stored, stack)
         for name, parameter in weights.local:
-            _fill(parameter, name, weights.table, reader)
+            _fill(parameter, name, weights.table, reader, tied=config.tied)
             pulse()
 
 
@@ -122,37 +122,16 @@ class _Reader:
         return self._open[file].get_slice(name)[box]
 
 
-def _check_stored(
-    stored: dict[str, StoredTensor], table: WeightMap, config: ModelConfig, folder: Path
-) -> None:
-    # Old exports carry the rotary frequencies, and some tied models the output layer as well.
-    ignorable = {n for n in stored if n.endswith("rotary_emb.inv_freq")} | ({_HEAD} if config.tied else set())
-    faults = [f"{name} is missing" for name in table.hf if name not in stored]
-    faults += [f"{name} is unknown" for name in stored if name not in table.hf and name not in ignorable]
-    for name, shape in table.hf.items():
-        if name in stored and stored[name].shape != shape:
-            faults.append(f"{name} has shape {stored[name].shape}, config.json says {shape}")
-        elif name in stored and stored[name].dtype not in _NAMES.values():
-            faults.append(f"{name} is stored as {stored[name].dtype}, which is not read")
-    if faults:
-        more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
-        raise UserError(
-            f"{folder} does not hold this {config.architecture}: " + "; ".join(faults[:10]) + more
-        )
-
-
-def _fill(parameter: nn.Parameter, name: str, table: WeightMap, reader: _Reader) -> None:
+def _fill(parameter: nn.Parameter, name: str, table: WeightMap, reader: _Reader, *, tied: bool) -> None:
     rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
     padded = padded_vocab(table, name, tuple(parameter.shape))
     if padded is not None:
         parameter.zero_()
     for read in table.hf_reads(name, rank, size, padded):
-        values = reader.read(read.hf_name, read.hf_slice)
-        parameter[read.local_slice].copy_(values)
-        if read.hf_name == _EMBED and _HEAD not in table.hf and _HEAD in reader.stored:
-            head = reader.stored[_HEAD].shape == table.hf[_EMBED] and reader.read(_HEAD, read.hf_slice)
-            if head is False or not torch.equal(head, values):
-                raise UserError(f"{_HEAD} differs from {_EMBED}: set tie_word_embeddings to false")
+        parameter[read.local_slice].copy_(reader.read(read.hf_name, read.hf_slice))
+        if tied and read.hf_name == EMBEDDING:
+            with user_errors():
+                check_tied_head(reader.stored, rows=(read.hf_start[0], read.shape[0]))
 
 
 def _prepare(config: ModelConfig, target: Path, partial: Path, source: str | Path | None) -> None:
