@@ -95,9 +95,9 @@ def verified(
     as_json: bool,
 ) -> Verification:
     """Compare a model with another, or with a manifest, and print the answer."""
-    first = open_model(a, base=base)
+    first = open_model(a, base=base, partial=True)
     if b is not None:
-        second = open_model(b, base=base)
+        second = open_model(b, base=base, partial=True)
         total = sum(t.nbytes for model in (first, second) for t in model.tensors.values())
         with Progress(total, "verify") as progress:
             result = verify(first, second, threads=threads, as_dtype=dtype, on_bytes=progress.advance)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoints_tools.bridge_files import RUN_CONFIG_FILE, run_config_yaml
+from checkpoints_tools.bridge_files import bridge_files
 from checkpoints_tools.copying.jobs import Job, Pair
 from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.megatron_model import model_layouts
@@ -47,7 +47,7 @@ def plan_import(
     texts = {
         f"{name}/{METADATA_FILE}": write_metadata(index),
         f"{name}/{COMMON_FILE}": common_pt(iteration=iteration),
-        f"{name}/{RUN_CONFIG_FILE}": run_config_yaml(source.config),
+        **bridge_files(source.config, name, iteration),
         f"{name}/{CONFIG_FILE}": metadata_json(),
         TRACKER_FILE: tracker_text(iteration),
     }
