@@ -12,6 +12,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.torch_dist.index import ByteItem, Chunk, DistIndex, DistTensor
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, New, Value, pickled
 from checkpoints_tools.torch_dist.record_write import object_record, tensor_record
+from checkpoints_tools.torch_dist.unpickle import DTYPES
 from checkpoints_tools.weight_map import Index
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -19,18 +20,13 @@ METADATA_FILE, COMMON_FILE, CONFIG_FILE = ".metadata", "common.pt", "metadata.js
 
 # How the state dicts are laid out, which loaders read back: layers stacked on a leading axis, optimizer state
 # that any data parallel size can read. The values are Megatron-Bridge's.
-CONTENT_METADATA: dict[Value, Value] = {
+CONTENT_METADATA: dict[str, bool | str] = {
     "singleton_local_shards": False,
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,
 }
 
-_TORCH_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-}  # fmt: skip
+_TORCH_DTYPES = {stored: name for name, stored in DTYPES.items()}
 _METADATA = "torch.distributed.checkpoint.metadata"
 _SIZE = Global("torch", "Size")
 _INDEX, _CHUNK = Global(_METADATA, "MetadataIndex"), Global(_METADATA, "ChunkStorageMetadata")
@@ -102,7 +98,7 @@ def common_pt(*, iteration: int = 0, more: Mapping[Value, Value] | None = None) 
         "iteration": iteration,
         "checkpoint_version": 3.0,
         **(more or {}),
-        "content_metadata": CONTENT_METADATA,
+        "content_metadata": {key: value for key, value in CONTENT_METADATA.items()},
     }
     return object_record(state, folder="common")
 

@@ -21,15 +21,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safe_pickle import check_torch_dist
+from checkpoints_tools.torch_dist.write import CONTENT_METADATA
 from nemo_thinkprune.policy.policy import Policy
 from nemo_thinkprune.recipe.errors import UserError
-
-# What Megatron-Bridge writes too: layers stacked on a leading axis, optimizer shards that any DP size can read.
-CONTENT_METADATA = {
-    "singleton_local_shards": False,
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "chained_optim_avoid_prefix": True,
-}
 
 
 def save_torch_dist(policy: Policy, folder: Path, *, iteration: int, with_optimizer: bool = True) -> None:

@@ -20,7 +20,7 @@ from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.plan_chunks import plan_reshard
 from checkpoints_tools.torch_dist.read import read_index
-from checkpoints_tools.torch_dist.write import METADATA_FILE, write_metadata
+from checkpoints_tools.torch_dist.write import CONTENT_METADATA, METADATA_FILE, write_metadata
 
 QWEN2 = small_config("Qwen2ForCausalLM", vocab_size=200)
 TIED = small_config("LlamaForCausalLM", tied=True, vocab_size=200)
@@ -87,7 +87,7 @@ def _differences(layout: Any, source: Path, folders: list[Path], save: Save) -> 
     from megatron.core import dist_checkpointing
     from support.checkpoints import _policy, _state
 
-    from nemo_thinkprune.policy.checkpoint import CONTENT_METADATA, _allocate_moments
+    from nemo_thinkprune.policy.checkpoint import _allocate_moments
 
     states = []
     for folder in folders:
