@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_runs import train_job
+from support.checkpoints import assert_same, dcp_tensors, hf_tensors, reference_hf
+from support.tiny_runs import WEIGHTS, train_job
 
+from checkpoints_tools.convert import export_model
+from checkpoints_tools.hf_config import read_hf_config
 from nemo_thinkprune.data.ledger import Ledger, read_ledger, verify_ledger
 from nemo_thinkprune.data.problems import load_problems
 from nemo_thinkprune.training.supervisor import run_job
@@ -67,6 +70,15 @@ def test_records_are_consistent(serial: Any, tiny_run: Any) -> None:
     ledger = Ledger(len(problems), 6, tiny_run.grpo.seed)
     counts = verify_ledger(read_ledger(run_dir / "ledger.jsonl"), ledger, [p.id for p in problems])
     assert sum(counts.values()) == 18 and set(counts.values()) <= {0, 1}
+
+
+def test_a_step_exports_to_what_torch_reads(serial: Any, tmp_path: Path) -> None:
+    step = min((serial[0] / "checkpoints").glob("step_*"))
+    weights = step / WEIGHTS
+    export_model(step, tmp_path / "hf")
+    config = read_hf_config(tmp_path / "hf")
+    assert_same(hf_tensors(tmp_path / "hf"), reference_hf(weights, config))
+    assert any(key.startswith("optimizer.") for key in dcp_tensors(weights))
 
 
 def test_several_updates_per_rollout_move_the_ratio(tiny_run: Any, tmp_path: Path) -> None:
