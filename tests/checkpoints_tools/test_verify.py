@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoints import Save, hf_tensors
+from support.checkpoints import hf_tensors
 from support.emulated_saves import emulate_save
 from support.models import small_config
 
 from checkpoints_tools.digest import digest_model
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.manifest import manifest_of, to_bytes
+from checkpoints_tools.manifest import manifest_of
 from checkpoints_tools.models import open_model
 from checkpoints_tools.random_init import random_hf_init
 from checkpoints_tools.verify import report_lines, to_json, verify, verify_manifest
