@@ -27,7 +27,7 @@ def usage(run: RunFacts, repo: str | None) -> list[str]:
         "]",
     ]
     return [
-        _prompt_note(known, family, hint),
+        _prompt_note(known, family, hint, _measured_limit(run)),
         "",
         "```python",
         *prompt,
@@ -47,13 +47,21 @@ def usage(run: RunFacts, repo: str | None) -> list[str]:
     ]
 
 
-def _prompt_note(known: bool, family: str | None, hint: int | None) -> str:
+def _measured_limit(run: RunFacts) -> int | None:
+    """The limit that prompts named when the final results were measured: that of the measurement."""
+    return run.results.setting.limit if run.results and run.results.kind == "prune" else None
+
+
+def _prompt_note(known: bool, family: str | None, hint: int | None, measured: int | None) -> str:
     if not known:
         return "The prompt it was trained with is not recorded; this asks the bare question."
     if family == "plain":
         return "The model was trained on the bare question in the tokenizer's chat template."
     note = "The model was trained with this system prompt and instruction, in the tokenizer's chat template."
-    return f"{note} The prompt names the limit of its training, {hint:,} tokens." if hint else note
+    if hint is None:
+        return note
+    other = f"; in the measurements above it named {measured:,}" if measured and measured != hint else ""
+    return f"{note} It names the limit of the training, {hint:,} tokens{other}."
 
 
 def _messages(family: str, hint: int | None) -> list[str]:

@@ -23,7 +23,7 @@ _SOURCE_FORMATS = {
     "huggingface": "a safetensors folder",
 }
 _STORED = {
-    "keep": "as they are stored there",
+    "keep": "byte for byte",
     "bf16": "converted to bfloat16",
     "fp32": "converted to float32",
 }
@@ -125,7 +125,7 @@ def _row(stage: Stage) -> tuple[str, ...]:
     if stage.round:
         name = f"round {stage.round}{kept}"
     elif stage.label in ("", "start", "after warm-up"):
-        name = "before" + (" (after a supervised warm-up)" if stage.label == "after warm-up" else "")
+        name = "before training" + (" (after a supervised warm-up)" if stage.label == "after warm-up" else "")
     else:
         name = md.text(stage.label)
     return (

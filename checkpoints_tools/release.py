@@ -73,7 +73,11 @@ def release(
     export: Result | None = None
     unknown: tuple[str, ...] = ()
     if push_to is not None and (out / MANIFEST_FILE).is_file():
-        manifest: Manifest | None = _verified(checkpoint, out, base, threads)
+        manifest: Manifest | None = _verified(checkpoint, out, base, dtype, threads)
+        if options != CardOptions():
+            unknown = (
+                f"{out} was there already and its card is kept: edit {CARD_FILE} to change what it states",
+            )
     else:
         draft = _Draft(
             facts,
@@ -142,11 +146,16 @@ def _check_options(options: CardOptions) -> None:
         check_licence(options.license)
 
 
-def _verified(checkpoint: Path, out: Path, base: Path | None, threads: int) -> Manifest:
+def _verified(checkpoint: Path, out: Path, base: Path | None, dtype: DType, threads: int) -> Manifest:
     """The manifest of `out`, once the weights there and those of the checkpoint are what it says."""
     manifest = read_manifest(out)
+    if manifest.dtype_policy != dtype:
+        raise CheckpointError(
+            f"{out} was made with --dtype {manifest.dtype_policy}: give that, or remove it and run the same "
+            "command again"
+        )
     models = open_model(checkpoint, base=base), open_model(out)
-    result = verify(*models, threads=threads, as_dtype=manifest.dtype_policy)  # type: ignore[arg-type]
+    result = verify(*models, threads=threads, as_dtype=dtype)
     if result.same and result.b.digest == manifest.digest:
         return manifest
     names = ", ".join(finding.difference.name for finding in result.findings[:3])

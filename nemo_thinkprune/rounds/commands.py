@@ -59,6 +59,7 @@ def train(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: S
     if checkpoint is not None:
         say(f"Model:    {checkpoint}")
         say(f"Next:     thinkprune eval {checkpoint} --data FILE --limit LIMIT -n 4")
+        say(f"Release:  thinkprune-ckpt release {checkpoint} OUT")
 
 
 def warmup(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:

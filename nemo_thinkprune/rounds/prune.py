@@ -199,6 +199,7 @@ def finish(plan: Plan, say: Say, before_table: str = "") -> dict[str, Any]:
         say(f"Model:    {step}")
         data = _shown(Path(plan.recipe.thinkprune.report_data or "FILE"))
         say(f"Next:     thinkprune eval {step} --data {data} --limit {plan.long_limit} -n 4")
+        say(f"Release:  thinkprune-ckpt release {step} OUT")
     return summary
 
 

@@ -75,7 +75,7 @@ def test_the_table_has_accuracy_and_length_before_and_after() -> None:
     _, body = head_and_body(model_card(FACTS))
     rows = [line for line in body.splitlines() if line.startswith("|")][:4]
     assert rows[2:] == [
-        "| before | – | 28.9 ± 1.2 | – | 9,824 ± 310 | – |",
+        "| before training | – | 28.9 ± 1.2 | – | 9,824 ± 310 | – |",
         "| **round 2: this model** | 3,000 | 30.1 ± 1.1 | +1.2 ± 0.8 | 4,310 ± 150 | −56% |",
     ]
     assert "Measured on `aime24.jsonl`, 30 problems × 16 samples, responses of up to 32,768 tokens" in body
@@ -90,6 +90,7 @@ def test_the_snippets_are_python_and_hold_the_very_prompt() -> None:
         assert "0.6" in block and "0.95" in block and "32768" in block
     names: dict = {}
     exec(prompt, names)  # our own text
+    assert "limit of the training, 3,000 tokens; in the measurements above it named 32,768." in body
     assert names["model_id"] == "Lab/Base-1B-ThinkPrune"
     system, user = names["messages"]
     assert system["content"] == SYSTEM_PROMPT + " The output of the assistant should be within 3000 tokens."

@@ -138,3 +138,27 @@ def test_what_does_not_verify_is_not_uploaded(
     with pytest.raises(CheckpointError, match="damaged or was edited"):
         release(finished[0] / LAST, out, push_to="Lab/Short")
     assert hub.calls == []
+
+
+def test_a_release_that_is_there_keeps_its_type_and_its_card(
+    finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
+) -> None:
+    out = tmp_path / "out"
+    release(finished[0] / LAST, out, dtype="fp32")
+    with pytest.raises(CheckpointError, match="made with --dtype fp32"):
+        release(finished[0] / LAST, out, push_to="Lab/Short")
+    (out / "README.md").write_text("edited by hand\n")
+    made = release(
+        finished[0] / LAST, out, dtype="fp32", options=CardOptions(title="New"), push_to="Lab/Short"
+    )
+    assert hub.repos["Lab/Short"]["README.md"] == b"edited by hand\n" and "card is kept" in made.unknown[0]
+
+
+def test_without_a_push_a_folder_that_is_there_is_refused(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(CheckpointError):
+        release(finished[0] / LAST, tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "x"

@@ -95,7 +95,8 @@ def test_training_and_warmup_get_the_recipe_and_the_run_folder(monkeypatch, tmp_
     commands.warmup("quickstart", [], tmp_path)
     assert [(recipe.grpo.seed, folder) for recipe, folder in seen] == [(1, run_dir), (0, tmp_path)]
     assert written == [run_dir]
-    assert f"thinkprune eval {run_dir}/checkpoints/step_20 " in said[-1]
+    assert f"thinkprune eval {run_dir}/checkpoints/step_20 " in said[-2]
+    assert said[-1].endswith(f"thinkprune-ckpt release {run_dir}/checkpoints/step_20 OUT")
 
 
 def test_the_run_folder_has_a_default(monkeypatch, tmp_path):
