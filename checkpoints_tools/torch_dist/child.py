@@ -32,7 +32,10 @@ from checkpoints_tools.torch_dist.unpickle import (
 )
 from checkpoints_tools.weight_map.names import parse_key
 
-MEMORY_BYTES = 1536 << 20
+# Real files take some 9 bytes of memory for one of theirs.
+MEMORY_BYTES = 256 << 20
+MEMORY_PER_BYTE = 32
+MAX_MEMORY_BYTES = 1536 << 20
 CPU_SECONDS = 120
 _MAX_METADATA = 256 << 20
 _MAX_COUNT = 1 << 60
@@ -42,7 +45,6 @@ _MAX_OPEN = 64
 
 def main(folder: str) -> None:
     """Write the index of a torch_dist folder to standard output."""
-    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     _limit(resource.RLIMIT_CORE, 0)
     gc.disable()  # nothing here makes cycles, and looking for them costs a third of the time
@@ -54,7 +56,11 @@ def main(folder: str) -> None:
     except CheckpointError as error:
         print(json.dumps(["error", str(error)]))
     except MemoryError:
-        print(json.dumps(["error", f"{folder}: .metadata needs more than {MEMORY_BYTES >> 20} MiB to read"]))
+        print(
+            json.dumps(
+                ["error", f"{folder}: .metadata asks for more memory than any checkpoint needs: refused"]
+            )
+        )
     except OSError as error:
         print(json.dumps(["error", f"{folder} cannot be read: {error}"]))
     sys.stdout.flush()
@@ -65,7 +71,7 @@ def _limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     with contextlib.suppress(ValueError, OSError):  # not every system has every limit
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, (value, hard))
 
 
 class _Shards:
@@ -221,6 +227,7 @@ def _read(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_METADATA:
             raise CheckpointError(f"{path} is no regular file of at most {_MAX_METADATA >> 20} MiB")
+        _limit(resource.RLIMIT_AS, min(MEMORY_BYTES + MEMORY_PER_BYTE * status.st_size, MAX_MEMORY_BYTES))
         return stream.read()
 
 
