@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
-from checkpoints_tools.hf_folder import INDEX_FILE, SINGLE_FILE, stored_tensors
+from checkpoints_tools.hf_folder import stored_tensors
 from checkpoints_tools.hf_model import unknown_tensors
 from checkpoints_tools.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.model_config import ModelConfig
+from checkpoints_tools.models import is_hf_folder
 from checkpoints_tools.safetensors_file import ITEM_BYTES
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
 from checkpoints_tools.torch_dist.index import DistIndex, DistTensor
@@ -122,9 +123,8 @@ def inspect(path: Path, *, base: Path | None = None) -> Inspection:
     Raises:
         CheckpointError: There is no model, or its headers cannot be read.
     """
-    if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
-        return _huggingface(path)
-    return _checkpoint(path, base)
+    path = path.expanduser()
+    return _huggingface(path) if is_hf_folder(path) else _checkpoint(path, base)
 
 
 def _huggingface(path: Path) -> Inspection:

@@ -22,6 +22,7 @@ from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.safetensors_file import ITEM_BYTES, sync_file
+from checkpoints_tools.small_files import read_text
 
 MANIFEST_FILE = "thinkprune-manifest.json"
 FORMAT, VERSION = "thinkprune-manifest", 1
@@ -173,25 +174,19 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: It is missing, malformed, or its totals and digest do not fit its tensors.
     """
     file = path / MANIFEST_FILE if path.is_dir() else path
+    text = read_text(file, max_bytes=_MAX_BYTES)
+    if text is None:
+        raise CheckpointError(f"{file} does not exist; import and export write {MANIFEST_FILE}")
     try:
-        with open(file, "rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist; import and export write {MANIFEST_FILE}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-    try:
-        return from_bytes(data)
+        return from_text(text)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def from_bytes(data: bytes) -> Manifest:
+def from_text(text: str) -> Manifest:
     """The manifest in a file's content; strict. Raises CheckpointError."""
-    if len(data) > _MAX_BYTES:
-        raise CheckpointError(f"larger than any manifest ({_MAX_BYTES} bytes)")
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        raw = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (RecursionError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

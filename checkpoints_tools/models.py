@@ -38,9 +38,14 @@ def open_model(path: Path, *, base: Path | None = None, partial: bool = False) -
             damaged.
     """
     path = Path(path).expanduser()
-    if (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file():
+    if is_hf_folder(path):
         return open_hf(path, partial=partial)
     return open_checkpoint(path, base=base, partial=partial).model
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Whether the folder holds safetensors weights as the hub has them."""
+    return (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file()
 
 
 def open_hf(folder: Path, *, partial: bool = False) -> StoredModel:

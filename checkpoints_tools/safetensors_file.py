@@ -72,14 +72,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
     end = 8 + length
-    for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.nbytes)):
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if tensor.start != end:
             raise CheckpointError(f"{file}: tensors overlap or leave a hole at byte {min(end, tensor.start)}")
         end += tensor.nbytes
+        if end > size:
+            raise CheckpointError(
+                f"{file} is truncated or damaged: it has {size} bytes, {name} ends at byte {end}"
+            )
     if end != size:
-        raise CheckpointError(
-            f"{file} has {size} bytes, its header describes {end}; it is truncated or damaged"
-        )
+        raise CheckpointError(f"{file} has {size} bytes, its header describes {end}; it is damaged")
     return tensors
 
 

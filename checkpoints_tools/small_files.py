@@ -34,9 +34,10 @@ def read_text(file: Path, *, max_bytes: int = MAX_BYTES) -> str | None:
         return None
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{file} is not a regular file")
     with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError(f"{file} is not a regular file")
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise CheckpointError(f"{file} is larger than any such file ({max_bytes} bytes)")

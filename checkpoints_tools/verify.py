@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 from checkpoints_tools.digest import TensorDigest, digest_model
@@ -12,7 +13,9 @@ from checkpoints_tools.explain import explain
 from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.manifest import Difference, Manifest, compare, model_digest
 from checkpoints_tools.model_config import ModelConfig
+from checkpoints_tools.models import is_hf_folder, open_model
 from checkpoints_tools.plans import DType, target_dtypes
+from checkpoints_tools.torch_dist.folders import find_checkpoint
 from checkpoints_tools.weight_map import weight_map
 
 # What config.json says about the model's past, not about what it computes.
@@ -59,6 +62,22 @@ class Verification:
         return 0 if self.same else 1
 
 
+def open_both(a: Path, b: Path, *, base: Path | None = None) -> tuple[StoredModel, StoredModel]:
+    """Two models to be compared, whole or not. A checkpoint without config.json takes it from the other's folder.
+
+    `base`: the Hugging Face folder that a checkpoint takes config.json from, whatever it has.
+    Raises CheckpointError where one cannot be opened.
+    """
+    return _open(a, base, other=b), _open(b, base, other=a)
+
+
+def _open(path: Path, base: Path | None, *, other: Path) -> StoredModel:
+    path, other = path.expanduser(), other.expanduser()
+    if base is None and not is_hf_folder(path) and find_checkpoint(path).files is None:
+        base = other if is_hf_folder(other) else find_checkpoint(other).files
+    return open_model(path, base=base, partial=True)
+
+
 def verify(
     a: StoredModel,
     b: StoredModel,
@@ -99,11 +118,16 @@ def verify_manifest(
     *,
     name: str = "the manifest",
     threads: int = 4,
+    as_dtype: DType = "keep",
     on_bytes: Callable[[int], None] | None = None,
     explained: int = 8,
 ) -> Verification:
-    """Compare a model with the digests that a manifest states. Raises CheckpointError as `verify` does."""
-    digests = digest_model(a, threads=threads, on_bytes=on_bytes)
+    """Compare a model with the digests that a manifest states; `as_dtype` converts the model's tensors.
+
+    Raises:
+        CheckpointError: A file is damaged, or a tensor cannot be converted.
+    """
+    digests = digest_model(a, threads=threads, on_bytes=on_bytes, as_dtype=as_dtype)
     differences = compare(digests, manifest.tensors) + _needed_by_both((a,), manifest.tensors)
     notes = explain(a, None, digests, manifest.tensors, differences, limit=explained)
     return Verification(
@@ -163,6 +187,8 @@ def report_lines(result: Verification) -> list[str]:
     for finding in result.findings:
         lines.append(f"{_what(finding.difference)}{': ' + finding.note if finding.note else ''}")
     lines += [f"warning: {warning}" for warning in result.warnings]
+    if result.findings and all(f.difference.kind == "dtype" for f in result.findings):
+        lines.append("only dtypes differ; with --dtype bf16 both are rounded before they are compared")
     count = len(result.findings)
     lines.append(
         "same: every tensor is equal, byte for byte" if result.same

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.checkpoints import hf_tensors
+from support.checkpoints import Save, hf_tensors
 from support.emulated_saves import emulate_save
 from support.models import small_config
 
@@ -16,7 +16,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.manifest import manifest_of
 from checkpoints_tools.models import open_model
 from checkpoints_tools.random_init import random_hf_init
-from checkpoints_tools.verify import report_lines, to_json, verify, verify_manifest
+from checkpoints_tools.verify import open_both, report_lines, to_json, verify, verify_manifest
 
 CONFIG = small_config("Qwen2ForCausalLM", dtype="bfloat16", num_layers=3)
 LAYER = "model.layers.1."
@@ -182,3 +182,121 @@ def test_a_layer_missing(originals, copy, layer):
     assert [(f.difference.kind, f.difference.name) for f in against.findings] == [("extra", n) for n in names]
     with pytest.raises(CheckpointError):
         open_model(copy, base=base)
+
+
+def test_a_real_save_is_equal_to_its_source_and_a_flipped_bit_in_it_is_found(saves, tmp_path):
+    folder = saves(CONFIG, Save(tp=2, pp=1))
+    source = saves.source(CONFIG)
+    whole, saved = open_both(source, folder)
+    assert verify(whole, saved).same
+    row = raw(hf_tensors(source)[LAYER + "self_attn.v_proj.weight"][8])
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    replace(copy, row, row[:-1] + bytes([row[-1] ^ 0x80]))
+    result = verify(*open_both(source, copy))
+    assert [(f.difference.name, f.note) for f in result.findings] == [
+        (LAYER + "self_attn.v_proj.weight", "1 of 512 elements differ, the first at [8, 31], row 8")
+    ]
+
+
+def test_a_checkpoint_takes_the_config_of_what_it_is_compared_with(originals):
+    a, b = open_both(originals["stacked"], originals["huggingface"])
+    assert a.config == b.config and verify(a, b).same
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        open_both(originals["stacked"], originals["per layer"])
+    a, b = open_both(originals["stacked"], originals["per layer"], base=originals["sharded"])
+    assert verify(a, b).same
+
+
+@pytest.fixture
+def hf_copy(originals, tmp_path):
+    return shutil.copytree(originals["huggingface"], tmp_path / "copy")
+
+
+def edit(folder, change):
+    """Rewrite a folder's tensors in one file."""
+    tensors = hf_tensors(folder)
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_tensors_of_another_name_shape_or_dtype_are_named(originals, hf_copy):
+    norm, bias, up = "model.norm.weight", LAYER + "self_attn.q_proj.bias", LAYER + "mlp.up_proj.weight"
+
+    def change(tensors):
+        tensors["model.other.weight"] = tensors.pop(norm)
+        tensors[bias] = tensors[bias].float()
+        tensors[up] = tensors[up][:40].contiguous()
+
+    edit(hf_copy, change)
+    with pytest.raises(CheckpointError):
+        open_model(hf_copy)
+    result = verify(*open_both(originals["huggingface"], hf_copy))
+    kinds = {f.difference.name: f.difference.kind for f in result.findings}
+    assert kinds == {norm: "missing", bias: "dtype", up: "shape", "model.other.weight": "extra"}
+    lines = report_lines(result)
+    assert f"dtype    {bias}: BF16 in A, F32 in B" in lines
+    assert f"shape    {up}: [48, 32] in A, [40, 32] in B" in lines
+    assert "extra    model.other.weight: in B, not in A" in lines
+    assert lines[-1] == "different: 4 tensors differ"
+
+
+def test_float32_norms_are_equal_after_rounding(originals, hf_copy):
+    def widen(tensors):
+        for name in tensors:
+            if "norm" in name:
+                tensors[name] = tensors[name].float()
+
+    edit(hf_copy, widen)
+    a, b = open_both(originals["huggingface"], hf_copy)
+    result = verify(a, b)
+    assert {f.difference.kind for f in result.findings} == {"dtype"} and len(result.findings) == 7
+    assert any("--dtype bf16" in line for line in report_lines(result))
+    assert verify(a, b, as_dtype="bf16").same and verify(a, b, as_dtype="fp32").same
+    manifest = manifest_of(a, digest_model(a))
+    assert not verify_manifest(b, manifest).same and verify_manifest(b, manifest, as_dtype="bf16").same
+
+
+def test_nothing_is_read_when_no_tensor_could_be_equal(originals, hf_copy):
+    edit(hf_copy, lambda tensors: tensors.update({n: t.float() for n, t in tensors.items()}))
+    seen = []
+    result = verify(*open_both(originals["huggingface"], hf_copy), on_bytes=seen.append)
+    assert not result.same and not seen and result.a.digest is None
+    assert "not computed" in report_lines(result)[2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rope_theta", 5e5), ("rms_norm_eps", 1e-5), ("max_position_embeddings", 64)]
+)
+def test_a_config_that_changes_the_model_is_warned_of(originals, hf_copy, field, value):
+    config = json.loads((hf_copy / "config.json").read_text())
+    config[field] = value
+    config.pop("rope_parameters")
+    (hf_copy / "config.json").write_text(json.dumps(config))
+    result = verify(*open_both(originals["huggingface"], hf_copy))
+    assert result.same and len(result.warnings) == 1 and field in result.warnings[0]
+    assert any(line.startswith("warning: ") for line in report_lines(result))
+
+
+def test_an_output_layer_that_differs_from_the_embedding_it_is_tied_to_is_extra(tmp_path):
+    random_hf_init(small_config("LlamaForCausalLM", tied=True), tmp_path / "a", 1)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    edit(tmp_path / "b", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert verify(*open_both(tmp_path / "a", tmp_path / "b")).same
+    edit(tmp_path / "b", lambda t: t["lm_head.weight"][0].zero_())
+    result = verify(*open_both(tmp_path / "a", tmp_path / "b"))
+    assert [(f.difference.kind, f.difference.name) for f in result.findings] == [("extra", "lm_head.weight")]
+
+
+def test_a_truncated_file_is_an_error_that_names_it(originals, copy):
+    files = sorted([*copy.glob("*.safetensors"), *copy.glob("*.distcp")])
+    with open(files[-1], "r+b") as stream:
+        stream.truncate(files[-1].stat().st_size - 10)
+    with pytest.raises(CheckpointError) as caught:
+        open_both(copy, originals["huggingface"])
+    assert str(files[-1]) in str(caught.value) and "weight" in str(caught.value)
+
+
+def test_only_as_many_tensors_as_asked_are_read_again(originals, hf_copy):
+    edit(hf_copy, lambda tensors: [t.view(torch.int16)[0].add_(1) for t in tensors.values()])
+    result = verify(*open_both(originals["huggingface"], hf_copy), explained=2)
+    assert len(result.findings) == 39 and sum(bool(f.note) for f in result.findings) == 2
