@@ -52,8 +52,6 @@ def test_rounds_follow_one_another_from_what_the_rule_selected(root):
     assert (root / "report.html").exists() and (root / "environment.json").exists()
     assert "L = 64" in said and "thinkprune eval" in said
     assert "thinkprune-ckpt release run/round_3_L64/checkpoints/step_6 OUT" in said
-        " run/", f" {root}/"
-    )
 
 
 def test_the_control_trains_as_many_steps_at_the_long_limit_from_the_same_start(root):
