@@ -17,7 +17,7 @@ from typing import Any
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.torch_dist.index import ByteItem, Chunk, DistIndex, DistTensor
 
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+_PACKAGE_PARENT = Path(__file__).absolute().parents[2]
 # The package's own place is appended, so that neither site-packages nor a current folder can shadow the
 # standard library; -I -S also keep environment variables and .pth files out.
 _CODE = (
