@@ -18,7 +18,7 @@ from checkpoints_tools.manifest import MANIFEST_FILE, manifest_of, read_manifest
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.release import Release
-from checkpoints_tools.verify import Verification, report_lines, to_json, verify, verify_manifest
+from checkpoints_tools.verify import Verification, open_both, report_lines, to_json, verify, verify_manifest
 
 
 def say(text: str) -> None:
@@ -95,18 +95,22 @@ def verified(
     as_json: bool,
 ) -> Verification:
     """Compare a model with another, or with a manifest, and print the answer."""
-    first = open_model(a, base=base, partial=True)
     if b is not None:
-        second = open_model(b, base=base, partial=True)
+        first, second = open_both(a, b, base=base)
         total = sum(t.nbytes for model in (first, second) for t in model.tensors.values())
         with Progress(total, "verify") as progress:
             result = verify(first, second, threads=threads, as_dtype=dtype, on_bytes=progress.advance)
     else:
         assert manifest is not None
-        stated = read_manifest(manifest)
+        stated, first = read_manifest(manifest), open_model(a, base=base, partial=True)
         with Progress(sum(t.nbytes for t in first.tensors.values()), "verify") as progress:
             result = verify_manifest(
-                first, stated, name=str(manifest), threads=threads, on_bytes=progress.advance
+                first,
+                stated,
+                name=str(manifest),
+                threads=threads,
+                as_dtype=dtype,
+                on_bytes=progress.advance,
             )
     say(json.dumps(to_json(result), indent=2) if as_json else "\n".join(report_lines(result)))
     return result

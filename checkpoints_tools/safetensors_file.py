@@ -81,7 +81,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 f"{file} is truncated or damaged: it has {size} bytes, {name} ends at byte {end}"
             )
     if end != size:
-        raise CheckpointError(f"{file} has {size} bytes, its header describes {end}; it is damaged")
+        raise CheckpointError(
+            f"{file} is truncated or damaged: it has {size} bytes, its header describes {end}"
+        )
     return tensors
 
 
