@@ -63,6 +63,8 @@ def main(folder: str) -> None:
         )
     except OSError as error:
         print(json.dumps(["error", f"{folder} cannot be read: {error}"]))
+    except Exception as error:  # stand-ins that a crafted pickle left half filled
+        print(json.dumps(["error", f"{folder}: .metadata is malformed ({type(error).__name__})"]))
     sys.stdout.flush()
     os._exit(0)  # taking a large object tree apart is of no use
 

@@ -118,7 +118,7 @@ def test_what_was_looked_for_is_listed(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "file")
     for n in (2, 10):
         iteration(tmp_path / f"step_{n}/policy/weights/iter_0000000")
-    with pytest.raises(CheckpointError, match="for example .*step_10"):
+    with pytest.raises(CheckpointError, match=r"for example .*step_10"):
         find_checkpoint(tmp_path)
 
 

@@ -63,7 +63,7 @@ def test_a_checkpoint_without_config_asks_for_the_base(saves: Saves, tmp_path: P
     folder = saves(QWEN2, Save(tp=2, pp=2))
     with pytest.raises(CheckpointError, match="--base HF_DIR"):
         open_model(folder)
-    with pytest.raises(CheckpointError, match="has no config.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         open_model(folder, base=tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_a_hugging_face_folder_of_another_model_is_refused(saves: Saves, tmp_pat
     norm = "model.norm.weight"
     with pytest.raises(CheckpointError, match=f"{norm} is missing"):
         open_model(hf_folder(tmp_path / "a", saves, **{norm: None}))
-    with pytest.raises(CheckpointError, match="model.extra is unknown"):
+    with pytest.raises(CheckpointError, match=r"model\.extra is unknown"):
         open_model(hf_folder(tmp_path / "b", saves, **{"model.extra": torch.ones(1)}))
     with pytest.raises(CheckpointError, match=rf"{norm} has shape \(3,\)"):
         open_model(hf_folder(tmp_path / "c", saves, **{norm: torch.ones(3)}))
@@ -110,7 +110,7 @@ def test_a_tied_output_layer_must_equal_the_embedding(saves: Saves, tmp_path: Pa
     other = embedding.clone()
     other[-1, -1] += 1
     for name, head in {"b": other, "c": embedding.float(), "d": embedding[:-1]}.items():
-        with pytest.raises(CheckpointError, match="lm_head.weight differs"):
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
             open_model(hf_folder(tmp_path / name, saves, LLAMA, **{"lm_head.weight": head}))
 
 
@@ -119,7 +119,7 @@ def test_a_header_that_repeats_a_name_is_refused(tmp_path: Path) -> None:
     header = ("{" + entry % (0, 1) + "," + entry % (1, 2) + "}").encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"xy")
-    (tmp_path / "config.json").write_text((json.dumps({})))
+    (tmp_path / "config.json").write_text(json.dumps({}))
     from checkpoints_tools.safetensors_file import read_header
 
     with pytest.raises(CheckpointError, match="occurs twice"):

@@ -200,6 +200,11 @@ def test_malformed_tables(folder: Path) -> None:
     assert "stored transformed" in changed(lambda m: m.storage_data.update({place: compressed}))
 
 
+def test_objects_without_their_state(folder: Path) -> None:
+    module = b"torch.distributed.checkpoint.metadata"
+    assert "malformed (AttributeError)" in refused(folder, b"\x80\x02c" + module + b"\nMetadata\n)\x81.")
+
+
 def test_the_reader_starts_without_the_environment(folder: Path, tmp_path: Path) -> None:
     # Neither a planted module in the current folder or PYTHONPATH nor a start-up file must run in the child.
     trap = "raise SystemExit('trap')"
