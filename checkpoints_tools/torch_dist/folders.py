@@ -13,9 +13,8 @@ from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.small_files import read_json, read_text, read_yaml
+from checkpoints_tools.torch_dist.write import CONFIG_FILE, METADATA_FILE, TRACKER_FILE
 
-TRACKER_FILE = "latest_checkpointed_iteration.txt"
-COMPLETE_FILE = "metadata.json"  # Megatron writes it last
 WEIGHTS_FOLDER = Path("policy", "weights")
 TOKENIZER_FOLDER = Path("policy", "tokenizer")
 
@@ -75,7 +74,7 @@ def find_checkpoint(path: Path, *, complete: bool = True) -> CheckpointFolder:
 
 
 def _iteration(path: Path) -> Path:
-    if (path / ".metadata").exists() or (path / COMPLETE_FILE).exists() or any(path.glob("__*_*.distcp")):
+    if (path / METADATA_FILE).exists() or (path / CONFIG_FILE).exists() or any(path.glob("__*_*.distcp")):
         return path
     for inner in (WEIGHTS_FOLDER, Path("weights")):
         if (path / inner).is_dir():
@@ -113,17 +112,17 @@ def _nothing(path: Path) -> CheckpointError:
             f"{path} is in Megatron's old format (mp_rank_*), which is not read; save it as torch_dist"
         )
     return CheckpointError(
-        f"{path} holds no model: looked for .metadata, {WEIGHTS_FOLDER}, {TRACKER_FILE}, an iter_* folder, and "
+        f"{path} holds no model: looked for {METADATA_FILE}, {WEIGHTS_FOLDER}, {TRACKER_FILE}, an iter_* folder, and "
         "for model.safetensors or its index of a Hugging Face model"
     )
 
 
 def _check_backend(iteration: Path, *, complete: bool) -> None:
-    content = read_json(iteration / COMPLETE_FILE)
+    content = read_json(iteration / CONFIG_FILE)
     if content is None:
         if complete:
             raise CheckpointError(
-                f"{iteration} is incomplete: {COMPLETE_FILE}, which Megatron writes last, is missing; the save was "
+                f"{iteration} is incomplete: {CONFIG_FILE}, which Megatron writes last, is missing; the save was "
                 "interrupted, take another checkpoint"
             )
         return

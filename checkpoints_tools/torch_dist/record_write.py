@@ -16,15 +16,12 @@ from math import prod
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safetensors_file import ITEM_BYTES
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, Stored, Value, pickled
+from checkpoints_tools.torch_dist.unpickle import STORAGES
 from checkpoints_tools.weight_map import Index
 
 ALIGNMENT = 64
 _MAX_32, _MAX_64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-_STORAGES = {
-    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
-    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage",
-    "U8": "ByteStorage", "BOOL": "BoolStorage",
-}  # fmt: skip
+_STORAGES = {stored: name for name, stored in STORAGES.items()}
 # torch's hash of the members' names, the first half of the archive's serialization id.
 _NAMES_WITH_DATA, _NAMES_WITHOUT_DATA = 15728199511854643026, 2908468677762923104
 

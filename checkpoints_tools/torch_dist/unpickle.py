@@ -19,7 +19,7 @@ DTYPES = {
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
-_STORAGES = {
+STORAGES = {
     "BFloat16Storage": "BF16", "HalfStorage": "F16", "FloatStorage": "F32", "DoubleStorage": "F64",
     "BoolStorage": "BOOL", "ByteStorage": "U8", "CharStorage": "I8", "ShortStorage": "I16", "IntStorage": "I32",
     "LongStorage": "I64",
@@ -133,7 +133,7 @@ class _RecordUnpickler(RestrictedUnpickler):
     stand_ins: ClassVar = {
         ("torch._utils", "_rebuild_tensor_v2"): RawRecord,
         ("torch", "Size"): _size,
-        **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+        **{("torch", name): dtype for name, dtype in STORAGES.items()},
     }
 
     def persistent_load(self, pid: Any) -> Any:
@@ -159,7 +159,7 @@ def load_record(data: bytes, *, name: str) -> RawRecord:
     counts = (record.size, record.stride, (record.numel, record.offset))
     if not all(type(c) is tuple and all(type(n) is int and n >= 0 for n in c) for c in counts):
         raise CheckpointError(f"{name}: malformed tensor")
-    if record.dtype not in _STORAGES.values() or type(record.key) is not str:
+    if record.dtype not in STORAGES.values() or type(record.key) is not str:
         raise CheckpointError(f"{name}: malformed storage")
     if record.offset != 0 or record.numel != prod(record.size) or not _row_major(record.size, record.stride):
         raise CheckpointError(f"{name}: the tensor is a view into its storage, which Megatron does not store")
