@@ -125,7 +125,7 @@ def _checkpoint_facts(found: Inspection) -> list[tuple[str, str]]:
     tp = f"cut for tensor parallel size {found.tensor_parallel}, " if found.tensor_parallel else ""
     weights = [file for file in found.files if file.role == "weights"]
     writers = f", written by {found.writers} ranks" if found.writers and found.writers > 1 else ""
-    facts.append(("sharding", f"{tp}{chunks:,} chunks in {len(weights)} files{writers}"))
+    facts.append(("sharding", f"{tp}{chunks:,} chunks in {_count(len(weights), 'file')}{writers}"))
     if found.vocabulary is not None and found.padding:
         text = f"{found.vocabulary:,} rows stored, {found.padding:,} of them padding"
         if found.padding < 0:
@@ -137,6 +137,10 @@ def _checkpoint_facts(found: Inspection) -> list[tuple[str, str]]:
     if found.items:
         facts.append(("objects", f"{found.items} pickled objects, {size(found.item_bytes)} (never loaded)"))
     return facts
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _tensor_table(found: Inspection, rows: Sequence[TensorRow], *, every: bool, gap: int) -> Table:

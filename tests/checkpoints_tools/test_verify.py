@@ -19,6 +19,7 @@ from checkpoints_tools.random_init import random_hf_init
 from checkpoints_tools.verify import open_both, report_lines, to_json, verify, verify_manifest
 
 CONFIG = small_config("Qwen2ForCausalLM", dtype="bfloat16", num_layers=3)
+SAVED = small_config("Qwen2ForCausalLM", num_layers=4, dtype="bfloat16")
 LAYER = "model.layers.1."
 FORMATS = ("huggingface", "sharded", "stacked", "per layer")
 
@@ -185,8 +186,7 @@ def test_a_layer_missing(originals, copy, layer):
 
 
 def test_a_real_save_is_equal_to_its_source_and_a_flipped_bit_in_it_is_found(saves, tmp_path):
-    folder = saves(CONFIG, Save(tp=2, pp=1))
-    source = saves.source(CONFIG)
+    folder, source = saves(SAVED, Save(tp=2)), saves.source(SAVED)
     whole, saved = open_both(source, folder)
     assert verify(whole, saved).same
     row = raw(hf_tensors(source)[LAYER + "self_attn.v_proj.weight"][8])
