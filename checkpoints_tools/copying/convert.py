@@ -54,11 +54,12 @@ def _to_f32(bits: Bits, dtype: str) -> Bits:
 def _from_f32(bits: Bits, dtype: str) -> Bits:
     if dtype == "F32":
         return bits
+    not_a_number = (bits & 0x7FFFFFFF) > 0x7F800000
     if dtype == "F16":
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            return bits.view("<f4").astype("<f2").view("<u2")
+            half = bits.view("<f4").astype("<f2").view("<u2")
+        return half | (not_a_number.astype("<u2") << 9)  # quiet, as the processor would make it
     upper = bits >> 16
     # Half of the last place, less one where the last place is even: a tie then carries only to even.
     rounded = (bits + (upper & 1) + 0x7FFF) >> 16
-    not_a_number = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(not_a_number, upper | 0x40, rounded).astype("<u2")

@@ -18,7 +18,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import Extent
 from checkpoints_tools.safetensors_file import ITEM_BYTES
 
-BLOCK_BYTES = 1 << 20  # of one buffer; a thread has three
+BLOCK_BYTES = 1 << 19  # of one buffer; a thread has three, and together they fit a core's cache
 _WRITE_BACK_BYTES = 16 << 20
 
 

@@ -3,15 +3,15 @@
 import contextlib
 import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from checkpoints_tools.copying.bands import Part, cut_parts
-from checkpoints_tools.copying.crew import Crew, Stopped, on_threads, take
+from checkpoints_tools.copying.crew import Crew, Stopped, on_threads
 from checkpoints_tools.copying.files import Files, sync_file
 from checkpoints_tools.copying.jobs import Done, Job, Range, check_job
 from checkpoints_tools.copying.move import BLOCK_BYTES, Mover, join_ranges
+from checkpoints_tools.copying.schedule import Schedule
 from checkpoints_tools.errors import CheckpointError
 
 _PART_BYTES = 64 << 20
@@ -62,20 +62,21 @@ class _Run:
         cut = [cut_parts(n, job, most=None if digests else _PART_BYTES) for n, job in enumerate(jobs)]
         self._open = [len(parts) for parts in cut]
         self._ranges: list[list[Range]] = [[] for _ in jobs]
-        # Largest first, or the last thread would work alone at the end.
-        order = sorted((part for parts in cut for part in parts), key=lambda part: -part.nbytes)
-        self._parts = deque(order)
+        self._schedule = Schedule(jobs, (part for parts in cut for part in parts))
+        self._parts = sum(self._open)
 
     def go(self, threads: int) -> None:
         """Copy, then sync, on `threads` threads; raises the first error."""
-        self._crew.run(self._copy, min(threads, len(self._parts)))
+        self._crew.run(self._copy, min(threads, self._parts))
         on_threads(sync_file, _destinations(self.jobs), threads=threads)
 
     def _copy(self) -> None:
         with Files() as files:
             mover = Mover(files, self._count, digests=self.digests, block=self.block)
-            while (part := take(self._parts)) is not None:
+            while (taken := self._schedule.take()) is not None:
+                queue, part = taken
                 self._finish(part, *mover.copy(self.jobs[part.job], part))
+                self._schedule.give_back(queue, part)
 
     def _count(self, nbytes: int) -> None:
         if self._crew.failed:
