@@ -126,7 +126,10 @@ def find_step(checkpoint: Path) -> Path | None:
     """The step_N folder that `checkpoint` is or lies in, None outside of any."""
     path = checkpoint.expanduser().resolve()
     above = [path, *path.parents][:_LEVELS]
-    return next((p for p in above if _STEP.fullmatch(p.name) and (p == path or path.is_relative_to(p / "policy"))), None)
+    return next(
+        (p for p in above if _STEP.fullmatch(p.name) and (p == path or path.is_relative_to(p / "policy"))),
+        None,
+    )
 
 
 def base_model_id(*names: str | None) -> str | None:
