@@ -260,10 +260,10 @@ def plan_export(
 ) -> None:
     """What `export` would write."""
     from checkpoints_tools import report
-    from checkpoints_tools.models import open_model
+    from checkpoints_tools.models import open_checkpoint
     from checkpoints_tools.to_hf import plan_export as plan
 
-    model = open_model(checkpoint, base=base)
+    model = open_checkpoint(checkpoint, base=base).model
     planned = plan(model, out, dtype=dtype.value, max_shard_bytes=_bytes(max_shard_size))
     report.planned(planned, dtype=dtype.value, as_json=as_json)
 

@@ -19,7 +19,7 @@ from checkpoints_tools.digest import TensorDigest, digest_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
 from checkpoints_tools.manifest import MANIFEST_FILE, Manifest, compare, manifest_of, to_bytes
-from checkpoints_tools.models import open_checkpoint, open_hf, open_model
+from checkpoints_tools.models import open_checkpoint, open_hf
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.to_hf import plan_export
 from checkpoints_tools.to_megatron import plan_import, plan_reshard
@@ -72,11 +72,12 @@ def export_model(
     verify: bool = True,
     extra_files: ExtraFiles | None = None,
 ) -> Result:
-    """Write the checkpoint `source` as the Hugging Face folder `out`; `base` as `open_model` takes it.
+    """Write the checkpoint `source` as the Hugging Face folder `out`; `base` as `open_checkpoint` takes it.
 
     `extra_files` are written into `out` before it is published. Raises CheckpointError as `import_model` does.
     """
-    plan = plan_export(open_model(source, base=base), out, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    model = open_checkpoint(source, base=base).model
+    plan = plan_export(model, out, dtype=dtype, max_shard_bytes=max_shard_bytes)
     return execute(plan, dtype=dtype, threads=threads, verify=verify, extra_files=extra_files)
 
 
