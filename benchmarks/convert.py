@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def main() -> None:
     free = shutil.disk_usage(options.folder).free
     if need > free:
         sys.exit(f"{options.folder} has {free / 1e9:.1f} GB free, this needs {need / 1e9:.1f} GB")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the files are removed then too
     work = Path(tempfile.mkdtemp(prefix="thinkprune-bench-", dir=options.folder))
     try:
         report = _benchmark(options, work)
@@ -83,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peer-rounds", type=int, default=3, help="rounds in which other converters run")
     parser.add_argument("--cache", choices=("warm", "cold"), default="warm", help="page cache of the source")
+    parser.add_argument("--converter", type=Path, help="command to measure, instead of this installation's")
     parser.add_argument("--threads", type=int, help="passed on to thinkprune-ckpt")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="disk to measure on")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the arms")
@@ -96,7 +99,7 @@ def _benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     source = options.model or work / "hf"
     if not options.model:
         make_model(options.shape, source)
-    ours = _converter()
+    ours = [str(options.converter or _converter())]
     stages = report["stages"] = []
     checkpoint, cut = work / "checkpoint", work / "checkpoint_tp4"
     stages.append(_stage(_import_stage(source, ours, options), options, work))
@@ -145,12 +148,12 @@ def _peers(verb: str, options: argparse.Namespace) -> list[Arm]:
     ]
 
 
-def _converter() -> list[str]:
+def _converter() -> Path:
     beside = Path(sys.executable).with_name("thinkprune-ckpt")
     found = str(beside) if beside.exists() else shutil.which("thinkprune-ckpt")
     if found is None:
         sys.exit("thinkprune-ckpt is not installed beside this Python: pip install -e .")
-    return [found]
+    return Path(found)
 
 
 def _stage(stage: Stage, options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -160,6 +163,8 @@ def _stage(stage: Stage, options: argparse.Namespace, work: Path) -> dict[str, A
         arms = [arm for arm in stage.arms if number < arm.rounds and not arm.note]
         for arm in order.sample(arms, len(arms)):
             _measure(arm, number, stage.source, work, options.cache)
+            seconds = f"{arm.runs[number].seconds:.2f} s" if number in arm.runs else arm.note
+            print(f"{stage.name}, round {number + 1}: {arm.name} {seconds}", file=sys.stderr, flush=True)
     nbytes = sum(f.stat().st_size for f in _files(stage.source))
     print(f"\n{stage.name}: {nbytes / 1e9:.2f} GB")
     baseline = stage.arms[0].runs

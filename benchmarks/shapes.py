@@ -82,7 +82,7 @@ def make_model(name: str, folder: Path) -> None:
     """Write the model as a Hugging Face folder; the large ones as sparse files, all zeros, without disk blocks."""
     config = SHAPES[name]
     if name in SPARSE:
-        _write_sparse(config, folder)
+        write_sparse(config, folder)
         return
     # In a process of its own: the benchmark stays small, so that a child's ru_maxrss is the child's.
     code = (
@@ -93,7 +93,8 @@ def make_model(name: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code, json.dumps(asdict(config)), str(folder)], check=True)
 
 
-def _write_sparse(config: ModelConfig, folder: Path) -> None:
+def write_sparse(config: ModelConfig, folder: Path) -> None:
+    """Write a Hugging Face folder of bfloat16 zeros as files with a valid header and a hole for the data."""
     folder.mkdir(parents=True)
     specs = [TensorSpec(name, "BF16", shape) for name, shape in weight_map(config).hf.items()]
     shards = plan_shards(specs, DEFAULT_SHARD_BYTES)
