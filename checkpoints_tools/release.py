@@ -58,40 +58,30 @@ def release(
 ) -> Release:
     """Export `checkpoint` as the folder `out`, with manifest and card, and upload it to `push_to` if given.
 
-    With `push_to`, an `out` that an earlier call made is uploaded as it is, once checkpoint and `out` are
+    With `push_to`, an `out` that an earlier call made is uploaded as it is, once it and the checkpoint are
     verified against its manifest: an upload that failed is taken up again by the same call.
 
     Raises:
-        CheckpointError: The checkpoint, a file of its run, an option or the hub is at fault. What can be checked
-            is checked before anything is written; without a finished export nothing is left at `out`.
+        CheckpointError: Checkpoint, run, option or hub is at fault; nothing unfinished is left at `out`.
     """
     options = options or CardOptions()
     _check_options(options)
     if push_to is not None:
         check_push(push_to)
     facts = read_run_facts(checkpoint)
-    export: Result | None = None
-    unknown: tuple[str, ...] = ()
     if push_to is not None and (out / MANIFEST_FILE).is_file():
-        manifest: Manifest | None = _verified(checkpoint, out, base, dtype, threads)
-        if options != CardOptions():
-            unknown = (
-                f"{out} was there already and its card is kept: edit {CARD_FILE} to change what it states",
-            )
+        manifest, export = _verified(checkpoint, out, base, dtype, threads), None
+        kept = f"{out} was there already and its card is kept: edit {CARD_FILE} to change what it states"
+        unknown: tuple[str, ...] = (kept,) if options != CardOptions() else ()
     else:
-        draft = _Draft(
-            facts,
-            base,
-            options,
-            title=options.title or (push_to or out.name).rpartition("/")[2],
-            repo=push_to,
-        )
+        title = options.title or (push_to or out.name).rpartition("/")[2]
+        draft = _Draft(facts, base, options, title=title, repo=push_to)
         export = export_model(
             checkpoint, out, base=base, dtype=dtype, threads=threads, verify=True, extra_files=draft.files,
             max_shard_bytes=max_shard_bytes,
         )  # fmt: skip
+        assert export.manifest is not None  # `verify` makes one
         manifest, unknown = export.manifest, draft.unknown()
-    assert manifest is not None
     url = push(out, push_to, private=private) if push_to is not None else None
     return Release(out, export, manifest, unknown, url, _next(checkpoint, out, url))
 
