@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,12 +33,18 @@ from checkpoints_tools.torch_dist.read import read_index
 CONFIG = small_config("Qwen2ForCausalLM", vocab_size=40)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("original")
+    random_hf_init(CONFIG, root / "hf", 1)
+    emulate_save(hf_tensors(root / "hf"), CONFIG, root / "save", tp=2)
+    return root / "save"
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(original: Path, tmp_path: Path) -> Path:
     """A small whole checkpoint."""
-    random_hf_init(CONFIG, tmp_path / "hf", 1)
-    emulate_save(hf_tensors(tmp_path / "hf"), CONFIG, tmp_path / "save", tp=2)
-    return tmp_path / "save"
+    return shutil.copytree(original, tmp_path / "save")
 
 
 def refused(folder: Path, data: bytes) -> str:
