@@ -215,8 +215,8 @@ def release(
 ) -> None:
     """Export with manifest and model card; push to the hub."""
     from checkpoints_tools import report
-    from checkpoints_tools.release import CardOptions
-    from checkpoints_tools.release import release as make
+    from checkpoints_tools.release.release import CardOptions
+    from checkpoints_tools.release.release import release as make
 
     made = make(
         checkpoint,

@@ -17,7 +17,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.manifest import MANIFEST_FILE, manifest_of, read_manifest, to_bytes
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
-from checkpoints_tools.release import Release
+from checkpoints_tools.release.release import Release
 from checkpoints_tools.verify import Verification, open_both, report_lines, to_json, verify, verify_manifest
 
 

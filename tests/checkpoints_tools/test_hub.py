@@ -10,15 +10,15 @@ import pytest
 from support.fake_hub import FakeHub, serve
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.hub import check_push
-from checkpoints_tools.hub import push as push_here
+from checkpoints_tools.release.hub import check_push
+from checkpoints_tools.release.hub import push as push_here
 
 TOKEN = "hf_right"
 _PUSH = """
 import sys
 from pathlib import Path
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.hub import push
+from checkpoints_tools.release.hub import push
 try:
     print("URL", push(Path(sys.argv[1]), sys.argv[2]))
 except CheckpointError as error:

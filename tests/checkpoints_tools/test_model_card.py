@@ -11,16 +11,16 @@ import pytest
 import yaml
 from support.models import small_config
 
-from checkpoints_tools import card_text as md
 from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import config_from_dict
-from checkpoints_tools.licence import Licence, find_licence
 from checkpoints_tools.manifest import Manifest
-from checkpoints_tools.model_card import CardFacts, model_card
 from checkpoints_tools.prompt_texts import SYSTEM_PROMPT
-from checkpoints_tools.run_facts import Recipe, RunFacts
-from checkpoints_tools.run_stages import Results, Setting, Stage
+from checkpoints_tools.release import card_text as md
+from checkpoints_tools.release.licence import Licence, find_licence
+from checkpoints_tools.release.model_card import CardFacts, model_card
+from checkpoints_tools.release.run_facts import Recipe, RunFacts
+from checkpoints_tools.release.run_stages import Results, Setting, Stage
 
 MANIFEST = Manifest(
     {"w": TensorDigest("BF16", (2000, 3), "0" * 64)}, "keep", "step_20", "torch_dist", "thinkprune-ckpt 0.1.0"

@@ -12,7 +12,7 @@ import pytest
 from support.pruned_runs import LAST, base_model, fake, pruned_run
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.run_facts import RunFacts, base_model_id, find_step, read_run_facts, shown_path
+from checkpoints_tools.release.run_facts import RunFacts, base_model_id, find_step, read_run_facts, shown_path
 
 
 @pytest.fixture(scope="module")

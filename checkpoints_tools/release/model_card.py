@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkpoints_tools import card_text as md
-from checkpoints_tools.card_training import limits_text, training
-from checkpoints_tools.card_usage import usage
-from checkpoints_tools.licence import Licence
 from checkpoints_tools.manifest import MANIFEST_FILE, Manifest
 from checkpoints_tools.model_config import ModelConfig
-from checkpoints_tools.run_facts import RunFacts, shown_path
-from checkpoints_tools.run_stages import Results, Stage
+from checkpoints_tools.release import card_text as md
+from checkpoints_tools.release.card_training import limits_text, training
+from checkpoints_tools.release.card_usage import usage
+from checkpoints_tools.release.licence import Licence
+from checkpoints_tools.release.run_facts import RunFacts, shown_path
+from checkpoints_tools.release.run_stages import Results, Stage
 
 CARD_FILE = "README.md"
 _PAPER = "[ThinkPrune](https://arxiv.org/abs/2504.01296)"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from checkpoints_tools import card_text as md
 from checkpoints_tools.prompt_texts import INSTRUCTIONS, chat
-from checkpoints_tools.run_facts import RunFacts
+from checkpoints_tools.release import card_text as md
+from checkpoints_tools.release.run_facts import RunFacts
 
 _EXAMPLE = "What is the sum of the first 100 positive integers?"
 _ANY = "Your question."

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints_tools.run_stages import Results, read_results
+from checkpoints_tools.release.run_stages import Results, read_results
 from checkpoints_tools.small_files import Json, Reader, read_json, read_yaml
 
 _STEP = re.compile(r"step_(\d{1,12})")

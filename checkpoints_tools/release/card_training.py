@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from checkpoints_tools import card_text as md
-from checkpoints_tools.run_facts import Recipe, RunFacts, shown_path
+from checkpoints_tools.release import card_text as md
+from checkpoints_tools.release.run_facts import Recipe, RunFacts, shown_path
 
 _TRUNCATION = {
     "zero": "1 for a correct answer; a response cut at the limit earns 0",
