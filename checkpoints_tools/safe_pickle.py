@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from checkpoints_tools.errors import CheckpointError
@@ -96,25 +95,6 @@ def load_restricted(data: bytes, *, name: str, kind: type[RestrictedUnpickler] =
         raise CheckpointError(f"{name} is not a readable pickle: {str(error)[:200]!r}") from None
 
 
-def check_pickle(data: bytes, *, name: str) -> None:
+def check_pickle(data: bytes, *, name: str, kind: type[RestrictedUnpickler] = RestrictedUnpickler) -> None:
     """Walk a pickle without importing or running what it names; raises CheckpointError as `load_restricted`."""
-    load_restricted(data, name=name)
-
-
-def check_torch_dist(folder: Path) -> None:
-    """Check `.metadata` and `common.pt` of a torch_dist folder before anything unpickles them."""
-    import zipfile  # slow to import, and the process that reads `.metadata` does without
-
-    metadata = folder / ".metadata"
-    if not metadata.is_file():
-        raise CheckpointError(f"{folder} is not a torch_dist checkpoint: it has no .metadata file")
-    check_pickle(metadata.read_bytes(), name=str(metadata))
-    common = folder / "common.pt"
-    if common.is_file():
-        try:
-            with zipfile.ZipFile(common) as archive:
-                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                data = archive.read(name)
-        except (zipfile.BadZipFile, StopIteration) as error:
-            raise CheckpointError(f"{common} is damaged: {error}") from None
-        check_pickle(data, name=str(common))
+    load_restricted(data, name=name, kind=kind)

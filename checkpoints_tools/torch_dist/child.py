@@ -43,8 +43,8 @@ _MAX_AXES = 8
 _MAX_OPEN = 64
 
 
-def main(folder: str) -> None:
-    """Write the index of a torch_dist folder to standard output."""
+def main(folder: str, strict: bool) -> None:
+    """Write the index of a torch_dist folder to standard output; `strict` is `check_common`'s."""
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     _limit(resource.RLIMIT_CORE, 0)
     gc.disable()  # nothing here makes cycles, and looking for them costs a third of the time
@@ -52,6 +52,7 @@ def main(folder: str) -> None:
         with _Shards(folder) as shards:
             for row in _rows(folder, shards):
                 print(json.dumps(row, separators=(",", ":")))
+        _check_common(folder, strict)
         print('["end"]')
     except CheckpointError as error:
         print(json.dumps(["error", str(error)]))
@@ -67,6 +68,14 @@ def main(folder: str) -> None:
         print(json.dumps(["error", f"{folder}: .metadata is malformed ({type(error).__name__})"]))
     sys.stdout.flush()
     os._exit(0)  # taking a large object tree apart is of no use
+
+
+def _check_common(folder: str, strict: bool) -> None:
+    path = os.path.join(folder, "common.pt")
+    if os.path.isfile(path):
+        from checkpoints_tools.torch_dist.common_read import check_common  # zipfile is slow to import
+
+        check_common(path, strict=strict)
 
 
 def _limit(kind: int, value: int) -> None:

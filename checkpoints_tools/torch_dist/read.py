@@ -22,17 +22,19 @@ _PACKAGE_PARENT = Path(__file__).absolute().parents[2]
 # standard library; -I -S also keep environment variables and .pth files out.
 _CODE = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from checkpoints_tools.torch_dist.child import main; main(sys.argv[2])"
+    "from checkpoints_tools.torch_dist.child import main; "
+    "main(sys.argv[2], sys.argv[3] == 'strict')"
 )
 _MAX_OUTPUT = 512 << 20
 _SILENCE_S = 300.0
 
 
-def read_index(folder: Path, *, silence_s: float = _SILENCE_S) -> DistIndex:
+def read_index(folder: Path, *, strict: bool = False, silence_s: float = _SILENCE_S) -> DistIndex:
     """The tensors and objects of a torch_dist folder, and where the model's elements lie.
 
     `.metadata` is a pickle, and so is part of every record: a child process with bounded memory and processor
     time reads them, through an allow-list. `silence_s`: seconds without an answer after which it is stopped.
+    `strict`: torch will load `common.pt` afterwards, so it may not even name a training run's settings.
     Chunks of tensors that are not the model's (see `parse_key`) get payload -1.
 
     Raises:
@@ -41,7 +43,7 @@ def read_index(folder: Path, *, silence_s: float = _SILENCE_S) -> DistIndex:
     """
     index = DistIndex(folder)
     files: list[str] = []
-    for row in _answers(folder, silence_s):
+    for row in _answers(folder, silence_s, strict=strict):
         match row:
             case ["file", str(name)]:
                 files.append(name)
@@ -63,9 +65,10 @@ def _chunks(rows: list[list[int]], axes: int, files: list[str]) -> tuple[Chunk, 
     return tuple(chunks)
 
 
-def _answers(folder: Path, silence_s: float) -> Iterator[list[Any]]:
+def _answers(folder: Path, silence_s: float, *, strict: bool) -> Iterator[list[Any]]:
     """The child's lines but the last; its error message becomes a CheckpointError."""
     command = [sys.executable, "-I", "-S", "-c", _CODE, os.fspath(_PACKAGE_PARENT), os.fspath(folder)]
+    command.append("strict" if strict else "lenient")
     with tempfile.TemporaryFile() as trouble:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=trouble, bufsize=0

@@ -20,7 +20,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import check_torch_dist
+from checkpoints_tools.torch_dist.read import read_index
 from checkpoints_tools.torch_dist.write import CONTENT_METADATA
 from nemo_thinkprune.policy.policy import Policy
 from nemo_thinkprune.recipe.errors import UserError
@@ -49,7 +49,7 @@ def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> in
         CheckpointError: A pickle in the folder asks for anything but tensors' own types.
         UserError: A tensor is missing, has another shape, or cannot be read.
     """
-    check_torch_dist(folder)
+    read_index(folder, strict=True)  # before torch unpickles what lies there
     if with_optimizer:
         assert policy.optimizer is not None
         _allocate_moments(policy.optimizer)

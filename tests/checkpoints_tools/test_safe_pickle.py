@@ -6,14 +6,17 @@ import os
 import pickle
 import pickletools
 import zipfile
-from pathlib import Path
+from argparse import Namespace
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import check_pickle, check_torch_dist
+from checkpoints_tools.safe_pickle import check_pickle
+from checkpoints_tools.torch_dist.read import read_index
 
 
 class Touch:
@@ -48,33 +51,57 @@ def test_real_metadata_passes() -> None:
     check_pickle(pickle.dumps(metadata), name=".metadata")
 
 
-def test_real_common_state_passes_and_a_planted_one_does_not(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata={})))
+def folder_with_common(tmp_path: Path, common: object) -> Path:
+    metadata = Metadata(state_dict_metadata={}, storage_data={})
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with zipfile.ZipFile(tmp_path / "common.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(common))
+    return tmp_path
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_real_common_state_passes_and_a_planted_one_does_not(tmp_path: Path, strict: bool) -> None:
+    folder_with_common(tmp_path, None)
     torch.save(
         {"iteration": 3, "tensor": torch.ones(2), "half": torch.ones(2).bfloat16()}, tmp_path / "common.pt"
     )
-    check_torch_dist(tmp_path)
+    read_index(tmp_path, strict=strict)
     trace = tmp_path / "trace"
-    with zipfile.ZipFile(tmp_path / "common.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Touch(trace)))
-    with pytest.raises(CheckpointError, match=r"common\.pt"):
-        check_torch_dist(tmp_path)
+    folder_with_common(tmp_path, {"args": [Touch(trace)]})
+    with pytest.raises(CheckpointError, match=r"common\.pt.*system"):
+        read_index(tmp_path, strict=strict)
     assert not trace.exists()
+
+
+def test_settings_of_a_run_pass_unless_torch_is_to_load_them(tmp_path: Path) -> None:
+    settings = Namespace(lr=1e-6, path=PurePosixPath("a"), limit=timedelta(hours=4))
+    folder_with_common(tmp_path, {"args": settings, "iteration": 3})
+    read_index(tmp_path)
+    with pytest.raises(CheckpointError, match=r"argparse\.Namespace"):
+        read_index(tmp_path, strict=True)
+
+
+def test_two_pickles_in_one_file_are_refused(tmp_path: Path) -> None:
+    folder_with_common(tmp_path, {})
+    with zipfile.ZipFile(tmp_path / "common.pt", "a") as archive:
+        archive.writestr("other/data.pkl", pickle.dumps(Touch(tmp_path / "trace")))
+    with pytest.raises(CheckpointError, match="one plain data"):
+        read_index(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a pickle", pickle.dumps([1, 2])[:-2]])
 def test_garbage_is_named_not_raised_raw(damage: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a readable pickle"):
         check_pickle(damage, name=".metadata")
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata(state_dict_metadata={})))
+    folder_with_common(tmp_path, {})
     (tmp_path / "common.pt").write_bytes(damage)
     with pytest.raises(CheckpointError, match="damaged"):
-        check_torch_dist(tmp_path)
+        read_index(tmp_path)
 
 
 def test_a_folder_without_metadata_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no \.metadata"):
-        check_torch_dist(tmp_path)
+        read_index(tmp_path)
 
 
 def test_the_planted_pickle_would_have_run(tmp_path: Path) -> None:
