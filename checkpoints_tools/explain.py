@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -49,19 +50,17 @@ def explain(
     """
     names = [d.name for d in differences if d.kind == "bytes"]
     notes = {name: note for name in names if (note := _by_digest(name, names, a_digests, b_digests))}
-    for name in islice((n for n in names if n not in notes), limit):
-        tensor = a_digests[name]
-        zeros = _digest_of_zeros(tensor.nbytes)
-        empty = [x for x, d in (("A", tensor), ("B", b_digests[name])) if d.sha256 == zeros]
-        if empty:
-            notes[name] = f"all zero in {empty[0]}"
-        elif b is not None:
+    if b is not None:
+        for name in islice((n for n in names if n not in notes), limit):
             partners = [n for n in names if n != name and _siblings(n, name, a_digests)]
-            notes[name] = _by_reading(_Reader(a, b, tensor.dtype), name, partners)
+            notes[name] = _by_reading(_Reader(a, b, a_digests[name].dtype), name, partners)
     return notes
 
 
 def _by_digest(name: str, names: Sequence[str], a: Digests, b: Digests) -> str:
+    zeros = _digest_of_zeros(a[name].nbytes)
+    if zeros in (a[name].sha256, b[name].sha256):
+        return f"all zero in {'A' if a[name].sha256 == zeros else 'B'}"
     exchanged = [n for n in names if n != name and a[n] == b[name] and b[n] == a[name]]
     if len(exchanged) == 1:
         return f"exchanged with {_short(exchanged[0], name)}"
@@ -81,6 +80,7 @@ def _short(name: str, beside: str) -> str:
     return name.removeprefix(layer[0]) if layer else name
 
 
+@lru_cache(maxsize=64)  # the tensors of a model have few sizes
 def _digest_of_zeros(nbytes: int) -> str:
     digest = hashlib.sha256()
     for start in range(0, nbytes, len(_ZEROS)):

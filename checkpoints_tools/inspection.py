@@ -183,7 +183,7 @@ def _checkpoint(path: Path, base: Path | None) -> Inspection:
     vocabulary = next((row.shape[0] for row in model if row.key == EMBEDDING and row.shape), None)
     parameters = sum(prod(row.shape) for row in model)
     if config is not None and vocabulary is not None:
-        padded = [row for row in model if row.key in (EMBEDDING, OUTPUT)]
+        padded = [row for row in model if row.key in (EMBEDDING, OUTPUT) and row.shape]
         parameters -= sum((row.shape[0] - config.vocab_size) * prod(row.shape[1:]) for row in padded)
     digest, manifest_problems = _manifest(found.root)
     return Inspection(
@@ -274,7 +274,9 @@ def _files(folder: Path) -> tuple[FileRow, ...]:
     for file in sorted(islice(folder.rglob("*"), _MOST_FILES)):  # does not follow links to folders
         if file.is_file():
             role = next((role for role, names in _ROLES if re.fullmatch(names, file.name)), "unknown")
-            rows.append(FileRow(_relative(file, folder), file.stat().st_size, role))
+            name = _relative(file, folder)
+            shown = name if name.isprintable() else ascii(name)
+            rows.append(FileRow(shown, file.stat().st_size, role))
     return tuple(rows)
 
 

@@ -33,6 +33,9 @@ _MAX_AXES, _MAX_SIZE = 8, 1 << 48
 _NAME = re.compile(r"[!-~]{1,512}")  # printable, no blanks: a name is one word of a digest line
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f]{0,255}")
+_INSIDE = re.compile(
+    r"iter_\d+|release|weights|policy"
+)  # folders of a checkpoint, under the name it is known by
 _SOURCE_FORMATS = ("huggingface", "torch_dist")
 
 
@@ -40,8 +43,9 @@ _SOURCE_FORMATS = ("huggingface", "torch_dist")
 class Manifest:
     """What a model folder holds. `tensors` is keyed by Hugging Face name.
 
-    `dtype_policy` is how the tensors were converted from the source (keep, bf16, fp32); `source` is the bare
-    name of the folder they came from, `source_format` its format; `tool` is the program and its version.
+    `dtype_policy` is how the tensors were converted from the source (keep, bf16, fp32); `source` is the name of
+    the folder they came from, without its place on the machine, `source_format` its format; `tool` is the
+    program and its version.
     """
 
     tensors: Mapping[str, TensorDigest]
@@ -118,9 +122,18 @@ def manifest_of(
     model: StoredModel, tensors: Mapping[str, TensorDigest], *, dtype_policy: str = "keep"
 ) -> Manifest:
     """The manifest of tensors that come from `model`."""
-    name = model.path.absolute().name
+    name = source_name(model.path)
     source = name if _LABEL.fullmatch(name) else ""
     return Manifest(dict(tensors), dtype_policy, source, model.format, tool_version())
+
+
+def source_name(path: Path) -> str:
+    """What to call a model's folder where its place must not show: `QwQ-32B`, `step_200/iter_0000000`."""
+    whole = Path(os.path.abspath(path))
+    folder = whole
+    while _INSIDE.fullmatch(folder.name):
+        folder = folder.parent
+    return whole.name if folder in (whole, Path(whole.anchor)) else f"{folder.name}/{whole.name}"
 
 
 def tool_version() -> str:

@@ -96,6 +96,8 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _stored(file: Path, name: str, entry: Any, base: int) -> StoredTensor:
+    if not name.isprintable():  # it will be shown on terminals
+        raise CheckpointError(f"{file}: {name!r:.80} is not a tensor's name")
     raw = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
     if dtype not in ITEM_BYTES or shape is None or offsets is None or len(offsets) != 2:

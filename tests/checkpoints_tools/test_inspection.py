@@ -191,6 +191,16 @@ def test_a_damaged_manifest_is_a_problem(originals, tmp_path):
     assert found.digest is None and len(found.problems) == 1 and MANIFEST_FILE in found.problems[0]
 
 
+def test_names_from_a_file_cannot_steer_the_terminal(originals, tmp_path):
+    copy = shutil.copytree(originals / "hf", tmp_path / "copy")
+    (copy / "a\x1b[2Jb").write_text("x")
+    assert "\x1b" not in shown(inspect(copy)) and r"a\x1b[2Jb" in shown(inspect(copy))
+    save_file({"w\x1b[2J": hf_tensors(copy)["model.norm.weight"]}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a tensor's name") as caught:
+        inspect(copy)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_what_is_no_model_is_an_error(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(CheckpointError):

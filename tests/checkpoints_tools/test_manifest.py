@@ -4,18 +4,22 @@ import hashlib
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.models import small_config
 
 from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.manifest import (
     MANIFEST_FILE,
     Manifest,
     compare,
     from_text,
+    manifest_of,
     model_digest,
     read_manifest,
     to_bytes,
@@ -41,6 +45,23 @@ def test_round_trip_keeps_every_field_and_the_order(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [MANIFEST_FILE]
     raw = json.loads((tmp_path / MANIFEST_FILE).read_bytes())
     assert raw["version"] == 1 and raw["digest"] == MANIFEST.digest and raw["parameters"] == 7
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/QwQ-32B", "QwQ-32B"),
+        ("/data/run/checkpoints/step_200/policy/weights/iter_0000000", "step_200/iter_0000000"),
+        ("/data/mine/release", "mine/release"),
+        ("/data/mine/../QwQ-32B/", "QwQ-32B"),
+        ("/iter_0000001", "iter_0000001"),
+    ],
+)
+def test_the_source_is_named_without_its_place_on_the_machine(path, name):
+    model = StoredModel(Path(path), "torch_dist", small_config("Qwen2ForCausalLM"), {}, ())
+    manifest = manifest_of(model, MANIFEST.tensors, dtype_policy="bf16")
+    assert manifest.source == name and b"/data" not in to_bytes(manifest)
+    assert from_text(to_bytes(manifest).decode()) == manifest
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path):

@@ -125,6 +125,11 @@ def test_a_bias_zeroed(originals, copy):
     )
     assert [(f.difference.name, f.note) for f in result.findings] == [(name, "all zero in B")]
     check(originals, copy, **{name: None})
+    manifest = manifest_of(
+        open_model(originals["huggingface"]), digest_model(open_model(originals["sharded"]))
+    )
+    against = verify_manifest(open_model(copy, base=originals["huggingface"]), manifest)
+    assert [(f.difference.name, f.note) for f in against.findings] == [(name, "all zero in A")]
 
 
 def test_rows_in_another_order(originals, copy):
