@@ -59,7 +59,12 @@ def _from_f32(bits: Bits, dtype: str) -> Bits:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             half = bits.view("<f4").astype("<f2").view("<u2")
         return half | (not_a_number.astype("<u2") << 9)  # quiet, as the processor would make it
-    upper = bits >> 16
     # Half of the last place, less one where the last place is even: a tie then carries only to even.
-    rounded = (bits + (upper & 1) + 0x7FFF) >> 16
-    return np.where(not_a_number, upper | 0x40, rounded).astype("<u2")
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    if not_a_number.any():
+        rounded[not_a_number] = bits[not_a_number] >> 16 | 0x40
+    return rounded
