@@ -15,12 +15,12 @@ from checkpoints_tools.copying.jobs import Done
 from checkpoints_tools.copying.partial import PartialFolder
 from checkpoints_tools.copying.progress import Progress
 from checkpoints_tools.copying.run import intact_ranges, run_jobs
-from checkpoints_tools.digest import TensorDigest, digest_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
-from checkpoints_tools.manifest import MANIFEST_FILE, Manifest, compare, manifest_of, to_bytes
 from checkpoints_tools.models import open_checkpoint, open_hf
 from checkpoints_tools.plans import DType, Plan
+from checkpoints_tools.proof.digest import TensorDigest, digest_model
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, compare, manifest_of, to_bytes
 from checkpoints_tools.to_hf import plan_export
 from checkpoints_tools.to_megatron import plan_import, plan_reshard
 

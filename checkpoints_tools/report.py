@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools import inspection, inspection_view
 from checkpoints_tools.convert import Result
 from checkpoints_tools.copying.disk import free_bytes
 from checkpoints_tools.copying.progress import Progress
-from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.manifest import MANIFEST_FILE, manifest_of, read_manifest, to_bytes
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
+from checkpoints_tools.proof import inspection, inspection_view
+from checkpoints_tools.proof.digest import TensorDigest
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, manifest_of, read_manifest, to_bytes
+from checkpoints_tools.proof.verify import (
+    Verification,
+    open_both,
+    report_lines,
+    to_json,
+    verify,
+    verify_manifest,
+)
 from checkpoints_tools.release.release import Release
-from checkpoints_tools.verify import Verification, open_both, report_lines, to_json, verify, verify_manifest
 
 
 def say(text: str) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkpoints_tools.manifest import MANIFEST_FILE, Manifest
 from checkpoints_tools.model_config import ModelConfig
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest
 from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.card_training import limits_text, training
 from checkpoints_tools.release.card_usage import usage

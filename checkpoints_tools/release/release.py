@@ -10,14 +10,14 @@ from pathlib import Path
 from checkpoints_tools.convert import DEFAULT_THREADS, Result, export_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
-from checkpoints_tools.manifest import MANIFEST_FILE, Manifest, read_manifest
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, read_manifest
+from checkpoints_tools.proof.verify import verify
 from checkpoints_tools.release.hub import check_push, push
 from checkpoints_tools.release.licence import check_licence, find_licence
 from checkpoints_tools.release.model_card import CARD_FILE, CardFacts, model_card
 from checkpoints_tools.release.run_facts import RunFacts, base_model_id, is_hub_id, read_run_facts
-from checkpoints_tools.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from support.emulated_saves import emulate_save
 from support.models import MODELS, small_config
 
 from checkpoints_tools.copying.reading import read_rows
-from checkpoints_tools.digest import digest_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import Extent, TensorLayout
-from checkpoints_tools.manifest import model_digest
 from checkpoints_tools.models import open_model
+from checkpoints_tools.proof.digest import digest_model
+from checkpoints_tools.proof.manifest import model_digest
 from checkpoints_tools.random_init import random_hf_init
 
 NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}

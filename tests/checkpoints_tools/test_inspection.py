@@ -15,9 +15,9 @@ from support.emulated_saves import emulate_save
 from support.models import small_config
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.inspection import inspect, to_json
-from checkpoints_tools.inspection_view import ranges, render, size
-from checkpoints_tools.manifest import MANIFEST_FILE
+from checkpoints_tools.proof.inspection import inspect, to_json
+from checkpoints_tools.proof.inspection_view import ranges, render, size
+from checkpoints_tools.proof.manifest import MANIFEST_FILE
 from checkpoints_tools.random_init import random_hf_init
 
 CONFIG = small_config("Qwen2ForCausalLM", dtype="bfloat16", num_layers=12)

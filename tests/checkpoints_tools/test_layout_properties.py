@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from checkpoints_tools.convert import export_model, import_model, reshard
-from checkpoints_tools.digest import digest_model
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.models import open_model
+from checkpoints_tools.proof.digest import digest_model
 
 
 @dataclass(frozen=True, slots=True)

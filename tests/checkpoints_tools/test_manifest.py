@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import small_config
 
-from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import StoredModel
-from checkpoints_tools.manifest import (
+from checkpoints_tools.proof.digest import TensorDigest
+from checkpoints_tools.proof.manifest import (
     MANIFEST_FILE,
     Manifest,
     compare,

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from support.models import small_config
 
-from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import config_from_dict
-from checkpoints_tools.manifest import Manifest
 from checkpoints_tools.prompt_texts import SYSTEM_PROMPT
+from checkpoints_tools.proof.digest import TensorDigest
+from checkpoints_tools.proof.manifest import Manifest
 from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.licence import Licence, find_licence
 from checkpoints_tools.release.model_card import CardFacts, model_card

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from checkpoints_tools.cli import app
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.manifest import read_manifest
 from checkpoints_tools.models import open_model
+from checkpoints_tools.proof.manifest import read_manifest
+from checkpoints_tools.proof.verify import verify
 from checkpoints_tools.release.release import CardOptions, release
-from checkpoints_tools.verify import verify
 
 
 @pytest.fixture(scope="module")

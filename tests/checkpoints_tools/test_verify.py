@@ -11,12 +11,12 @@ from support.checkpoints import Save, hf_tensors
 from support.emulated_saves import emulate_save
 from support.models import small_config
 
-from checkpoints_tools.digest import digest_model
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.manifest import manifest_of
 from checkpoints_tools.models import open_model
+from checkpoints_tools.proof.digest import digest_model
+from checkpoints_tools.proof.manifest import manifest_of
+from checkpoints_tools.proof.verify import open_both, report_lines, to_json, verify, verify_manifest
 from checkpoints_tools.random_init import random_hf_init
-from checkpoints_tools.verify import open_both, report_lines, to_json, verify, verify_manifest
 
 CONFIG = small_config("Qwen2ForCausalLM", dtype="bfloat16", num_layers=3)
 SAVED = small_config("Qwen2ForCausalLM", num_layers=4, dtype="bfloat16")

@@ -81,7 +81,9 @@ def test_convert_and_prove_without_torch(command: list[str], tmp_path: Path) -> 
 
 
 def test_no_verb_imports_torch_even_where_it_is_installed() -> None:
-    modules = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in ROOT.glob("checkpoints_tools/**/*.py")]
+    modules = [
+        ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in ROOT.glob("checkpoints_tools/**/*.py")
+    ]
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"

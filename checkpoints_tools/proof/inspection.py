@@ -15,10 +15,10 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.hf_folder import stored_tensors
 from checkpoints_tools.hf_model import unknown_tensors
-from checkpoints_tools.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.models import is_hf_folder
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.safetensors_file import ITEM_BYTES
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
 from checkpoints_tools.torch_dist.index import DistIndex, DistTensor

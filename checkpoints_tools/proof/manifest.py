@@ -18,9 +18,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoints_tools.digest import TensorDigest
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import StoredModel
+from checkpoints_tools.proof.digest import TensorDigest
 from checkpoints_tools.safetensors_file import ITEM_BYTES, sync_file
 from checkpoints_tools.small_files import read_text
 

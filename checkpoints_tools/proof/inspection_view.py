@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from checkpoints_tools.inspection import Inspection, TensorRow
+from checkpoints_tools.proof.inspection import Inspection, TensorRow
 from checkpoints_tools.weight_map import Index
 
 _LAYER = re.compile(r"(.*?\blayers\.)(\d+)\.(.+)")
