@@ -7,7 +7,7 @@ Three stages: import of a Hugging Face folder, export of a checkpoint in whole c
 synced to disk before the clock stops; `cp -r` copies what the stage's conversion reads. A ratio compares two
 runs of one round. `--shape 1.5b` is a random Qwen2; `qwq16` is 16 of QwQ-32B's 64 layers at true widths, read
 from a sparse file of zeros. Other converters are the scripts in benchmarks/peers (`X.py import|export SRC DST`,
-exit code 3: not installed). Everything is made under --folder and removed at the end.
+for export `--base HF` too; exit code 3: not installed). Everything is made under --folder and removed at the end.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="use this Hugging Face folder instead of making one")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--peer-rounds", type=int, default=3, help="rounds in which other converters run")
+    parser.add_argument("--peer-python", type=Path, default=sys.executable, help="that has them installed")
     parser.add_argument("--cache", choices=("warm", "cold"), default="warm", help="page cache of the source")
     parser.add_argument("--converter", type=Path, help="command to measure, instead of this installation's")
     parser.add_argument("--threads", type=int, help="passed on to thinkprune-ckpt")
@@ -104,13 +105,13 @@ def _benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     checkpoint, cut = work / "checkpoint", work / "checkpoint_tp4"
     stages.append(_stage(_import_stage(source, ours, options), options, work))
     _must(run([*ours, "import", "--no-verify", str(source), str(checkpoint)], output=work / "log"))
-    stages.append(_stage(_export_stage("export", checkpoint, ours, options), options, work))
+    stages.append(_stage(_export_stage("export", checkpoint, source, ours, options), options, work))
     resharding = run(
         [*ours, "reshard", "--no-verify", "--chunk-tp", "4", str(checkpoint), str(cut)], output=work / "log"
     )
     _must(resharding)
     shutil.rmtree(checkpoint)  # at most three copies of the model at any time
-    stages.append(_stage(_export_stage("export of TP=4", cut, ours, options), options, work))
+    stages.append(_stage(_export_stage("export of TP=4", cut, source, ours, options), options, work))
     verified = run([*ours, "verify", str(source), str(cut)], output=work / "log")
     _must(verified)
     for name, outcome in (("reshard --chunk-tp 4", resharding), ("verify", verified)):
@@ -126,9 +127,9 @@ def _import_stage(source: Path, ours: list[str], options: argparse.Namespace) ->
     return Stage("import", source, (cp, *_tool_arms("import", ours, options), *_peers("import", options)))
 
 
-def _export_stage(name: str, source: Path, ours: list[str], options: argparse.Namespace) -> Stage:
+def _export_stage(name: str, source: Path, base: Path, ours: list[str], options: argparse.Namespace) -> Stage:
     cp = Arm("cp -r", ("cp", "-r", "SRC", "OUT"), options.rounds)
-    peers = _peers("export", options) if name == "export" else []
+    peers = _peers("export", options, "--base", str(base)) if name == "export" else []
     return Stage(name, source, (cp, *_tool_arms("export", ours, options), *peers))
 
 
@@ -140,10 +141,11 @@ def _tool_arms(verb: str, ours: list[str], options: argparse.Namespace) -> tuple
     return plain, Arm("the same, verified", (*ours, verb, *threads, "SRC", "OUT"), options.peer_rounds)
 
 
-def _peers(verb: str, options: argparse.Namespace) -> list[Arm]:
+def _peers(verb: str, options: argparse.Namespace, *more: str) -> list[Arm]:
     scripts = sorted((Path(__file__).parent / "peers").glob("[a-z]*.py"))
+    python = str(options.peer_python)
     return [
-        Arm(script.stem, (sys.executable, str(script), verb, "SRC", "OUT"), options.peer_rounds, peer=True)
+        Arm(script.stem, (python, str(script), verb, "SRC", "OUT", *more), options.peer_rounds, peer=True)
         for script in scripts
     ]
 
