@@ -50,6 +50,8 @@ def is_hf_folder(path: Path) -> bool:
 
 def open_hf(folder: Path, *, partial: bool = False) -> StoredModel:
     """The model in a Hugging Face folder. Arguments and errors are `open_model`'s."""
+    if not is_hf_folder(folder) and _is_checkpoint(folder):
+        raise CheckpointError(f"{folder} is a Megatron checkpoint already, not a Hugging Face model folder")
     config = read_hf_config(folder)
     stored, table = stored_tensors(folder), weight_map(config)
     if not partial:
@@ -67,6 +69,8 @@ def open_hf(folder: Path, *, partial: bool = False) -> StoredModel:
 
 def open_checkpoint(path: Path, *, base: Path | None = None, partial: bool = False) -> OpenCheckpoint:
     """A torch_dist checkpoint with its parts. Arguments and errors are `open_model`'s."""
+    if is_hf_folder(path):
+        raise CheckpointError(f"{path} is a Hugging Face model folder already, not a Megatron checkpoint")
     found = find_checkpoint(path)
     files = _model_files(found, base)
     config = read_hf_config(files)
@@ -76,6 +80,14 @@ def open_checkpoint(path: Path, *, base: Path | None = None, partial: bool = Fal
         found.iteration, "torch_dist", config, model_layouts(index, config, partial=partial), carried
     )
     return OpenCheckpoint(model, found, index)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        find_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _model_files(found: CheckpointFolder, base: Path | None) -> Path:

@@ -105,8 +105,8 @@ def test_reshard_keeps_the_digest(source: Path, checkpoint: Path, tmp_path: Path
 def test_mistakes_are_explained(source: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(run("import", tmp_path / "nothing", out), "nothing")
-    refused(run("export", source, out))
-    refused(run("import", checkpoint, out))
+    refused(run("export", source, out), "Hugging Face model folder already")
+    refused(run("import", checkpoint, out), "Megatron checkpoint already")
     refused(run("import", source, source.parent), "not empty")
     refused(run("import", source, source / "inside"), "inside")
     refused(run("reshard", checkpoint, out, "--chunk-tp", 3), "tensor_model_parallel_size 3")
