@@ -76,7 +76,9 @@ ChunkTPOption = Annotated[
 ShardOption = Annotated[
     str, typer.Option("--max-shard-size", help="Largest safetensors file, such as 5GB or 900MB.")
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, max=64, help="Threads that read and write.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, max=32, help="Threads that read and write; default: the cores, 2 to 8.")
+]
 VerifyOption = Annotated[
     bool,
     typer.Option(
@@ -103,7 +105,7 @@ def import_(
     out: OutArgument,
     chunk_tp: ChunkTPOption = 1,
     dtype: DTypeOption = DTypeName.KEEP,
-    threads: ThreadsOption = 4,
+    threads: ThreadsOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """Hugging Face to Megatron: a checkpoint for any TP x PP x DP."""
@@ -122,7 +124,7 @@ def export(
     base: BaseOption = None,
     dtype: DTypeOption = DTypeName.KEEP,
     max_shard_size: ShardOption = "5GB",
-    threads: ThreadsOption = 4,
+    threads: ThreadsOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """Megatron to Hugging Face: safetensors, config, tokenizer."""
@@ -146,7 +148,7 @@ def reshard(
     out: OutArgument,
     chunk_tp: ChunkTPOption,
     base: BaseOption = None,
-    threads: ThreadsOption = 4,
+    threads: ThreadsOption = None,
     verify: VerifyOption = True,
 ) -> None:
     """Cut chunks so that N loaders read only their own bytes."""
@@ -166,7 +168,7 @@ def verify(
     dtype: Annotated[
         DTypeName, typer.Option("--dtype", help="Convert both before comparing.")
     ] = DTypeName.KEEP,
-    threads: ThreadsOption = 4,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Do two folders hold the same model? Exit code 0 or 1."""
@@ -211,7 +213,7 @@ def release(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     max_shard_size: ShardOption = "5GB",
-    threads: ThreadsOption = 4,
+    threads: ThreadsOption = None,
 ) -> None:
     """Export with manifest and model card; push to the hub."""
     from checkpoints_tools import report

@@ -6,11 +6,12 @@ conversion was killed is not done again by the next run of the same command.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints_tools.copying.disk import require_space
+from checkpoints_tools.copying.disk import allocated_bytes, require_space
 from checkpoints_tools.copying.jobs import Done
 from checkpoints_tools.copying.partial import PartialFolder
 from checkpoints_tools.copying.progress import Progress
@@ -24,7 +25,8 @@ from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, compare, m
 from checkpoints_tools.to_hf import plan_export
 from checkpoints_tools.to_megatron import plan_import, plan_reshard
 
-DEFAULT_THREADS = 4
+# Two overlap reading, hashing and writing on one core; more than eight gain little on one disk.
+MIN_THREADS, MAX_THREADS = 2, 8
 
 # Small files made once the tensors' digests are known, name to content (a model card).
 ExtraFiles = Callable[[Plan, Manifest | None], Mapping[str, bytes]]
@@ -43,13 +45,18 @@ class Result:
     manifest: Manifest | None
 
 
+def default_threads() -> int:
+    """Threads to copy with when none are asked for: the machine's cores, 2 to 8."""
+    return min(MAX_THREADS, max(MIN_THREADS, len(os.sched_getaffinity(0))))
+
+
 def import_model(
     source: Path,
     out: Path,
     *,
     chunk_tp: int = 1,
     dtype: DType = "keep",
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     verify: bool = True,
 ) -> Result:
     """Write the Hugging Face folder `source` as the Megatron checkpoint `out`.
@@ -68,7 +75,7 @@ def export_model(
     base: Path | None = None,
     dtype: DType = "keep",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     verify: bool = True,
     extra_files: ExtraFiles | None = None,
 ) -> Result:
@@ -87,7 +94,7 @@ def reshard(
     *,
     chunk_tp: int,
     base: Path | None = None,
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     verify: bool = True,
 ) -> Result:
     """Write the checkpoint `source` as `out` with chunks for `chunk_tp` tensor parallel loaders.
@@ -102,7 +109,7 @@ def execute(
     plan: Plan,
     *,
     dtype: DType,
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     verify: bool = True,
     extra_files: ExtraFiles | None = None,
 ) -> Result:
@@ -115,7 +122,7 @@ def execute(
         plan.out, plan.identity(verify), sources=[plan.source.path], threads=threads
     ) as partial:
         resumed = sum(r.nbytes for done in partial.done.values() for r in done.ranges)
-        require_space(partial.folder, plan.nbytes - resumed)
+        require_space(partial.folder, plan.nbytes - allocated_bytes(partial.folder))
         _copy(plan, partial, threads=threads, verify=verify, resumed=resumed)
         ranges = [r for done in partial.done.values() for r in done.ranges]
         plan.seal({(r.file, r.offset): r.crc32 for r in ranges})

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.convert import Result
+from checkpoints_tools.convert import Result, default_threads
 from checkpoints_tools.copying.disk import free_bytes
 from checkpoints_tools.copying.progress import Progress
 from checkpoints_tools.errors import CheckpointError
@@ -98,10 +98,11 @@ def verified(
     *,
     base: Path | None,
     dtype: DType,
-    threads: int,
+    threads: int | None,
     as_json: bool,
 ) -> Verification:
     """Compare a model with another, or with a manifest, and print the answer."""
+    threads = threads or default_threads()
     if b is not None:
         first, second = open_both(a, b, base=base)
         total = sum(t.nbytes for model in (first, second) for t in model.tensors.values())

@@ -18,6 +18,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def allocated_bytes(folder: Path) -> int:
+    """Bytes of disk that the files below `folder` take."""
+    return sum(f.lstat().st_blocks * 512 for f in folder.rglob("*") if f.is_file())
+
+
 def require_space(folder: Path, nbytes: int) -> None:
     """Raise CheckpointError unless `nbytes` more bytes fit where `folder` is or will be."""
     free = free_bytes(folder)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints_tools.convert import DEFAULT_THREADS, Result, export_model
+from checkpoints_tools.convert import Result, default_threads, export_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
 from checkpoints_tools.models import open_model
@@ -51,7 +51,7 @@ def release(
     base: Path | None = None,
     dtype: DType = "keep",
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     options: CardOptions | None = None,
     push_to: str | None = None,
     private: bool = False,

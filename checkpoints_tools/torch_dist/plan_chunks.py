@@ -23,7 +23,7 @@ from checkpoints_tools.weight_map import (
 from checkpoints_tools.weight_map.names import extra_state_key, parse_key, stored_key
 
 DEFAULT_CHUNK_BYTES = 64 << 20
-DEFAULT_FILE_BYTES = 4 << 30
+DEFAULT_FILE_BYTES = 1 << 30  # several files: the kernel lets one thread at a time write to a file
 # Embeddings are cut where a rank of these tensor parallel sizes begins: torch reads a chunk as a whole.
 _LOADERS = (2, 4, 8)
 
