@@ -47,7 +47,8 @@ class Result:
 
 def default_threads() -> int:
     """Threads to copy with when none are asked for: the machine's cores, 2 to 8."""
-    return min(MAX_THREADS, max(MIN_THREADS, len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, max(MIN_THREADS, cores))
 
 
 def import_model(
@@ -118,18 +119,17 @@ def execute(
     Raises:
         CheckpointError: Reading or writing failed, or what was written differs; nothing is left at the output.
     """
-    with PartialFolder(
-        plan.out, plan.identity(verify), sources=[plan.source.path], threads=threads
-    ) as partial:
+    count = threads or default_threads()
+    with PartialFolder(plan.out, plan.identity(verify), sources=[plan.source.path], threads=count) as partial:
         resumed = sum(r.nbytes for done in partial.done.values() for r in done.ranges)
         require_space(partial.folder, plan.nbytes - allocated_bytes(partial.folder))
-        _copy(plan, partial, threads=threads, verify=verify, resumed=resumed)
+        _copy(plan, partial, threads=count, verify=verify, resumed=resumed)
         ranges = [r for done in partial.done.values() for r in done.ranges]
         plan.seal({(r.file, r.offset): r.crc32 for r in ranges})
         for name, file in plan.carried.items():
             partial.copy_file(file, name)
         _write(partial, plan.texts)
-        manifest = _prove(plan, partial.done, dtype=dtype, threads=threads) if verify else None
+        manifest = _prove(plan, partial.done, dtype=dtype, threads=count) if verify else None
         if manifest is not None:
             _write(partial, {MANIFEST_FILE: to_bytes(manifest)})
         if extra_files is not None:

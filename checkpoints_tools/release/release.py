@@ -70,7 +70,7 @@ def release(
         check_push(push_to)
     facts = read_run_facts(checkpoint)
     if push_to is not None and (out / MANIFEST_FILE).is_file():
-        manifest, export = _verified(checkpoint, out, base, dtype, threads), None
+        manifest, export = _verified(checkpoint, out, base, dtype, threads or default_threads()), None
         kept = f"{out} was there already and its card is kept: edit {CARD_FILE} to change what it states"
         unknown: tuple[str, ...] = (kept,) if options != CardOptions() else ()
     else:
