@@ -105,7 +105,8 @@ def use_cpu() -> None:
         setattr(cuda, name, lambda *args, **kwargs: None)
     cuda.current_device = lambda: "cpu"
     cuda.get_rng_state = lambda *args: torch.get_rng_state()
-    for kind in (torch.Tensor, torch.nn.Module):
+    movable: Any = (torch.Tensor, torch.nn.Module)
+    for kind in movable:
         kind.cuda = lambda self, *args, **kwargs: self
 
 

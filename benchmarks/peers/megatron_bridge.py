@@ -1,6 +1,6 @@
 """Megatron-Bridge 0.3.1's own conversion: `python megatron_bridge.py import HF OUT | export CKPT OUT --base HF`.
 
-Exit code 3: not installed. On a machine without a GPU Bridge cannot run as it is; what is put in its way's place:
+Exit code 3: not installed. On a machine without a GPU Bridge does not run as it is; what is changed there:
 
 - stand-ins for modules that it imports and a dense model does not use (`_cpu.STAND_INS`), CUDA calls that do nothing;
 - Megatron-Core's own layers instead of TransformerEngine's, and with them the names of two norms in Bridge's map;
