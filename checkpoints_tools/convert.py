@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoints_tools.copying.disk import allocated_bytes, require_space
@@ -39,7 +39,7 @@ class Result:
     `resumed` counts bytes that an earlier, interrupted run had already written.
     """
 
-    plan: Plan
+    plan: Plan = field(repr=False)
     nbytes: int
     resumed: int
     manifest: Manifest | None

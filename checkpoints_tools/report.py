@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.bridge_files import read_run_config, run_config_differences
 from checkpoints_tools.convert import Result, default_threads
 from checkpoints_tools.copying.disk import free_bytes
 from checkpoints_tools.copying.progress import Progress
@@ -48,7 +49,20 @@ def converted(result: Result) -> None:
         say(f"  manifest {plan.out / MANIFEST_FILE}")
     if plan.verb == "export" and "tokenizer_config.json" not in plan.carried:
         say("  no tokenizer files lay beside the checkpoint; --base HF_DIR brings them")
+    _warn(plan)
     say(f"next: {_next(result)}")
+
+
+def _warn(plan: Plan) -> None:
+    """Say where the run that saved a checkpoint had another model in mind than config.json."""
+    if plan.source.format != "torch_dist":
+        return
+    try:
+        warnings = run_config_differences(read_run_config(plan.source.path) or {}, plan.source.config)
+    except CheckpointError as error:  # it is not needed for the tensors
+        warnings = [str(error)]
+    for warning in warnings:
+        say(f"  warning: {warning}")
 
 
 def _next(result: Result) -> str:
@@ -140,6 +154,7 @@ def released(made: Release) -> None:
     if made.export is not None:
         size = f"{len(made.export.plan.tensors)} tensors, {made.export.nbytes:,} bytes"
         say(f"wrote {made.out}: {size}, with manifest and model card")
+        _warn(made.export.plan)
     say(f"  digest {made.manifest.digest}")
     for sentence in made.unknown:
         say(f"  {sentence}")

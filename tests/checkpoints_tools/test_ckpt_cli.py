@@ -102,6 +102,16 @@ def test_reshard_keeps_the_digest(source: Path, checkpoint: Path, tmp_path: Path
     assert json.dumps(shown) != json.dumps(before)
 
 
+def test_export_warns_of_another_model_in_the_runs_config(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "mg")
+    config = tmp_path / "mg/iter_0000000/tokenizer/config.json"
+    config.write_text(config.read_text().replace("10000.0", "500000.0"))
+    done = run("export", tmp_path / "mg", tmp_path / "out")
+    assert done.returncode == 0
+    assert "warning: rotary_base is 10000.0 in run_config.yaml, 500000.0 in config.json" in done.stdout
+    assert "warning" not in run("export", checkpoint, tmp_path / "same").stdout
+
+
 def test_mistakes_are_explained(source: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(run("import", tmp_path / "nothing", out), "nothing")
