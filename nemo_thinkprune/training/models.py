@@ -8,12 +8,13 @@ from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.torch_dist.folders import find_checkpoint
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import with_values
 from nemo_thinkprune.recipe.model_source import ModelSource, checkpoint_of, locate
 from nemo_thinkprune.recipe.schema import Recipe
-from nemo_thinkprune.training.checkpoint_files import WEIGHTS, verify_checkpoint
+from nemo_thinkprune.training.checkpoint_files import verify_checkpoint
 from nemo_thinkprune.training.manifest import MANIFEST
 
 HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
@@ -47,7 +48,11 @@ def starting_model(recipe: Recipe) -> ModelSource:
     step = checkpoint_of(path)
     if step is not None:
         refuse_damaged(step)
-    return replace(source, step=step, weights=path / WEIGHTS if step == path else path)
+    try:
+        weights = find_checkpoint(path).iteration
+    except CheckpointError as error:
+        raise UserError(f"policy.pretrained_checkpoint.path: {error}") from None
+    return replace(source, step=step, weights=weights)
 
 
 def ready_model(recipe: Recipe) -> tuple[Recipe, ModelSource]:

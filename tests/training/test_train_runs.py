@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import pytest
 from support.checkpoints import assert_same, dcp_tensors, hf_tensors, reference_hf
 from support.tiny_runs import WEIGHTS, train_job
 
-from checkpoints_tools.convert import export_model
+from checkpoints_tools.convert import export_model, import_model
 from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.random_init import random_hf_init
 from nemo_thinkprune.data.ledger import Ledger, read_ledger, verify_ledger
 from nemo_thinkprune.data.problems import load_problems
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.load import with_values
+from nemo_thinkprune.training.models import starting_model
 from nemo_thinkprune.training.supervisor import run_job
 
 TP = "policy__megatron_cfg__tensor_model_parallel_size"
@@ -48,6 +54,36 @@ def test_layouts_give_the_same_run(layout: str, serial: Any, tiny_run: Any, tmp_
         assert rows[0][key] == serial_rows[0][key]
     for key in ("loss", "kl", "grad_norm", "entropy"):
         assert rows[0][key] == pytest.approx(serial_rows[0][key], rel=1e-4, abs=1e-6)
+
+
+def test_an_imported_checkpoint_starts_the_same_run(serial: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """The weights come from the import; the model folder gives its tokenizer and other weights."""
+    model = Path(tiny_run.policy.model_name)
+    import_model(model, tmp_path / "imported")
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "model.safetensors").unlink()
+    random_hf_init(read_hf_config(model), tmp_path / "random", seed=9)
+    shutil.copy(tmp_path / "random/model.safetensors", other)
+    recipe = with_values(
+        tiny_run,
+        {
+            "policy.model_name": str(other),
+            "policy.tokenizer.name": str(other),
+            "policy.pretrained_checkpoint": {"path": str(tmp_path / "imported"), "format": "megatron_bridge"},
+        },
+    )
+    source = starting_model(recipe)
+    assert source.weights == tmp_path / "imported/iter_0000000"
+    run_job(replace(train_job(recipe, tmp_path / "run"), init_weights=source.weights))
+    first = "rollouts/step_1.jsonl"
+    assert (tmp_path / "run" / first).read_bytes() == (serial[0] / first).read_bytes()
+
+
+def test_a_folder_without_weights_is_no_start(tiny_run: Any, tmp_path: Path) -> None:
+    values = {"policy.pretrained_checkpoint": {"path": str(tmp_path), "format": "megatron_bridge"}}
+    with pytest.raises(UserError, match=r"pretrained_checkpoint\.path: .*holds no model"):
+        starting_model(with_values(tiny_run, values))
 
 
 def test_records_are_consistent(serial: Any, tiny_run: Any) -> None:
