@@ -54,19 +54,20 @@ class Plan:
         return sum(self.files.values()) + small + sum(f.stat().st_size for f in self.carried.values())
 
     def identity(self, verify: bool) -> str:
-        """Digest of source and destination: an interrupted conversion is resumed only by the same one."""
-        sources = {
-            e.file for job in (*self.jobs, *self.raw_jobs) for pair in job.pairs for e in pair.source.extents
-        }
-        stats = [(str(f), s.st_size, s.st_mtime_ns) for f in sorted(sources) for s in [os.stat(f)]]
-        layouts = [(t.name, t.dtype, [_place(e) for e in t.extents]) for t in self.tensors.values()]
-        files = sorted(self.files.items())
-        text = json.dumps([self.verb, verify, stats, layouts, files], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Digest of what is copied from where to where: only the same conversion goes on where one was cut short.
 
-
-def _place(extent: Extent) -> tuple[str, int, int, int, int, int]:
-    return extent.file.name, extent.offset, extent.row, extent.column, extent.rows, extent.columns
+        A file that was written to in between is another source, even of the same size and time.
+        """
+        pairs = [pair for job in (*self.jobs, *self.raw_jobs) for pair in job.pairs]
+        files = sorted({extent.file for pair in pairs for extent in pair.source.extents})
+        stats = [
+            (str(f), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]
+        ]
+        digest = hashlib.sha256(json.dumps([self.verb, verify, stats, sorted(self.files.items())]).encode())
+        for pair in pairs:
+            for layout in (pair.source, pair.destination):
+                digest.update(repr(layout).encode())
+        return digest.hexdigest()
 
 
 def partial_path(out: Path) -> Path:
