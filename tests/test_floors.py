@@ -21,6 +21,8 @@ def imports() -> dict[str, set[str]]:
     """Which packages each package imports, be it inside a function."""
     found: dict[str, set[str]] = {name: set() for floor in FLOORS for name in floor}
     for file in [*ROOT.glob("nemo_thinkprune/**/*.py"), *ROOT.glob("checkpoints_tools/**/*.py")]:
+        if "build" in file.relative_to(ROOT).parts:  # what `pip install ./checkpoints_tools` leaves
+            continue
         package = _package(".".join(file.relative_to(ROOT).with_suffix("").parts))
         if package is None:
             continue
