@@ -208,7 +208,7 @@ def release(
         str | None,
         typer.Option(
             metavar="REPO",
-            help="Upload to this hub repository; the token comes from HF_TOKEN or `hf auth login`.",
+            help="Upload to this hub repository, with the token in the environment variable HF_TOKEN.",
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,

@@ -1,12 +1,14 @@
 """Upload a released model to the Hugging Face hub.
 
 Everything goes through huggingface_hub, which resumes: run again, it does not send twice what the hub has. The
-token is the one that huggingface_hub finds (HF_TOKEN, or `hf auth login`); it is no argument of anything here
-and appears in no message.
+token comes from the environment alone, by the names that huggingface_hub reads there, not from the file that
+`hf auth login` leaves: what is published, and as whom, is said for the command at hand. It is no argument of
+anything here and appears in no message.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from checkpoints_tools.errors import CheckpointError
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _MESSAGE = "Upload the model with its manifest and card"
+# huggingface_hub's names, in its order; the second is its older one.
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Hidden files are none of a release's own; .env and .git are what should least become public.
 _IGNORED = [".*", "**/.*"]
 
@@ -37,7 +41,8 @@ def check_push(repo: str) -> None:
             f"--push {repo!r:.120} is not the name of a repository: give organisation/model or user/model, of "
             "letters, digits, '-', '_' and '.'"
         )
-    _token(_client())
+    _client()
+    _token()
 
 
 def push(folder: Path, repo: str, *, private: bool = False) -> str:
@@ -49,9 +54,9 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
         CheckpointError: No token, no permission, an invalid name, or the hub cannot be reached.
     """
     check_push(repo)
-    hub = _client()
-    token = _token(hub)
-    api = hub.HfApi(token=token, library_name="thinkprune-ckpt")
+    token = _token()
+    # Given explicitly: without it the client would look for the login file, or ask a CI provider.
+    api = _client().HfApi(token=token, library_name="thinkprune-ckpt")
     try:
         # `private` None leaves an organisation's own default in force.
         made = api.create_repo(repo, repo_type="model", private=private or None, exist_ok=True)
@@ -71,14 +76,15 @@ def _client() -> ModuleType:
     return huggingface_hub
 
 
-def _token(hub: ModuleType) -> str:
-    token = hub.get_token()
-    if not token:
+def _token() -> str:
+    values = (os.environ.get(name, "").strip() for name in _TOKEN_VARIABLES)
+    token = next(filter(None, values), None)
+    if token is None:
         raise CheckpointError(
-            "no token for the hub: set the environment variable HF_TOKEN to one that may write, or run "
-            "`hf auth login`"
+            "no token for the hub in the environment: run export HF_TOKEN=... with a token that may write "
+            "(https://huggingface.co/settings/tokens); that of `hf auth login` is not used"
         )
-    return str(token)
+    return token
 
 
 def _explain(error: BaseException, repo: str) -> str:
@@ -106,7 +112,7 @@ def _transport(name: str) -> bool:
 def _refused(status: int, response: Any, repo: str) -> str:
     owner = repo.partition("/")[0]
     if status == 401:
-        return "the hub does not accept the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
+        return "the hub does not accept the token (401): run export HF_TOKEN=... with a valid one"
     if status == 403:
         return (
             f"the token may not write to {repo} (403): it needs the right to write, and to publish as {owner}"

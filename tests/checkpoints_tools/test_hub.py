@@ -163,12 +163,43 @@ def test_without_a_network(folder: Path, client, monkeypatch: pytest.MonkeyPatch
     assert "HF_HUB_OFFLINE" in refusal(folder)
 
 
-def test_without_a_token(folder: Path, client, monkeypatch: pytest.MonkeyPatch) -> None:
+def login_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `hf auth login` leaves, of another user."""
+    from huggingface_hub import constants, get_token
+
+    file = folder.parent / "login"
+    file.write_text("hf_logged_in")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(file))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(file.with_name("stored")))
+    with monkeypatch.context() as without:
+        without.delenv("HF_TOKEN", raising=False)
+        assert get_token() == "hf_logged_in", "the client itself would use it"
+
+
+def test_a_login_alone_is_no_token(folder: Path, client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(FakeHub(token="hf_logged_in")) as hub:
+        client(hub.url)
+        login_file(folder, monkeypatch)
+        for value in (None, "", "\n"):
+            monkeypatch.delenv("HF_TOKEN") if value is None else monkeypatch.setenv("HF_TOKEN", value)
+            assert "export HF_TOKEN=" in refusal(folder)
+            with pytest.raises(CheckpointError, match="export HF_TOKEN="):
+                check_push("org/model")
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_the_environments_token_goes_before_a_login(
+    folder: Path, client, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     with serve(FakeHub()) as hub:
         client(hub.url)
+        login_file(folder, monkeypatch)
         monkeypatch.delenv("HF_TOKEN")
-        assert "HF_TOKEN" in refusal(folder)
-    assert hub.calls == []
+        monkeypatch.setenv(name, f"{TOKEN}\n")
+        push_here(folder, "org/model")
+    sent = {value for call in hub.calls if (value := call.headers.get("authorization"))}
+    assert sent == {f"Bearer {TOKEN}"}
 
 
 @pytest.mark.parametrize(
