@@ -200,7 +200,7 @@ def release(
     base: BaseOption = None,
     dtype: DTypeOption = DTypeName.KEEP,
     base_model: Annotated[str | None, typer.Option(help="Hub id of the base model.")] = None,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option("--license", help="Licence of the base model, as on the hub.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the model card.")] = None,
@@ -227,7 +227,7 @@ def release(
         dtype=dtype.value,
         max_shard_bytes=_bytes(max_shard_size),
         threads=threads,
-        options=CardOptions(base_model=base_model, license=licence, title=title),
+        options=CardOptions(base_model=base_model, license=license, title=title),
         push_to=push,
         private=private,
     )

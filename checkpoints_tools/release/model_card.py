@@ -12,7 +12,7 @@ from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest
 from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.card_training import limits_text, training
 from checkpoints_tools.release.card_usage import usage
-from checkpoints_tools.release.licence import Licence
+from checkpoints_tools.release.license import License
 from checkpoints_tools.release.run_facts import RunFacts, shown_path
 from checkpoints_tools.release.run_stages import Results, Stage
 
@@ -36,7 +36,7 @@ class CardFacts:
     title: str
     repo: str | None
     base_model: str | None
-    licence: Licence
+    license: License
     run: RunFacts
     config: ModelConfig
     manifest: Manifest
@@ -51,7 +51,7 @@ def model_card(facts: CardFacts) -> str:
         ["## Use", "", *usage(facts.run, facts.repo)],
         ["## Training", "", *training(facts.run, facts.base_model)],
         ["## Verification", "", *_verification(facts.manifest)],
-        ["## Licence", "", _licence(facts)],
+        ["## Licence", "", _license(facts)],
         ["## Limitations", "", *_limitations(facts)],
     ]
     body = "\n\n".join("\n".join(lines) for lines in sections)
@@ -66,8 +66,8 @@ def front_matter(facts: CardFacts) -> str:
     if facts.base_model:
         values |= {"base_model": facts.base_model, "base_model_relation": "finetune"}
     values |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    licence = facts.licence
-    named = {"license": licence.id, "license_name": licence.name, "license_link": licence.link}
+    license = facts.license
+    named = {"license": license.id, "license_name": license.name, "license_link": license.link}
     values |= {key: value for key, value in named.items() if value}
     tags = ["reasoning"] + (["thinkprune"] if facts.run.limits else [])
     if facts.run.recipe and facts.run.recipe.estimator == "grpo":
@@ -187,17 +187,17 @@ def _verification(manifest: Manifest) -> list[str]:
     ]
 
 
-def _licence(facts: CardFacts) -> str:
-    licence = facts.licence
-    if licence.id is None:
+def _license(facts: CardFacts) -> str:
+    license = facts.license
+    if license.id is None:
         return "The licence of the base model was not found when this card was written. Ask before you use the model."
-    name = md.code(licence.name or licence.id)
+    name = md.code(license.name or license.id)
     text = (
-        f"{name}, as stated by {licence.stated_in}"
-        if licence.name is None
-        else f"{name} ({md.code(licence.id)})"
+        f"{name}, as stated by {license.stated_in}"
+        if license.name is None
+        else f"{name} ({md.code(license.id)})"
     )
-    return f"{text}: see [{md.text(licence.link)}]({licence.link})." if licence.link else f"{text}."
+    return f"{text}: see [{md.text(license.link)}]({license.link})." if license.link else f"{text}."
 
 
 def _limitations(facts: CardFacts) -> list[str]:

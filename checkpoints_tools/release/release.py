@@ -15,7 +15,7 @@ from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, read_manifest
 from checkpoints_tools.proof.verify import verify
 from checkpoints_tools.release.hub import check_push, push
-from checkpoints_tools.release.licence import check_licence, find_licence
+from checkpoints_tools.release.license import check_license, find_license
 from checkpoints_tools.release.model_card import CARD_FILE, CardFacts, model_card
 from checkpoints_tools.release.run_facts import RunFacts, base_model_id, is_hub_id, read_run_facts
 
@@ -103,9 +103,9 @@ class _Draft:
         if base_model is None and self._base is not None:
             base_model = base_model_id(str(self._base.resolve()))
         folders = [f for f in (self._base, run.base_folder) if f is not None]
-        licence = find_licence(options.license, folders, carried=plan.carried, base_model=base_model)
+        license = find_license(options.license, folders, carried=plan.carried, base_model=base_model)
         self._written = CardFacts(
-            self._title, self._repo, base_model, licence, run, plan.source.config, manifest
+            self._title, self._repo, base_model, license, run, plan.source.config, manifest
         )
         return {CARD_FILE: model_card(self._written).encode()}
 
@@ -116,7 +116,7 @@ class _Draft:
         missing = []
         if card.base_model is None:
             missing.append("the base model is not known: give --base-model ID")
-        if card.licence.id is None:
+        if card.license.id is None:
             missing.append(
                 "the licence is not known: give --license ID, or --base with the base model's README.md"
             )
@@ -133,7 +133,7 @@ def _check_options(options: CardOptions) -> None:
             f"--base-model {options.base_model!r:.120} is not a hub id such as Qwen/QwQ-32B"
         )
     if options.license is not None:
-        check_licence(options.license)
+        check_license(options.license)
 
 
 def _verified(checkpoint: Path, out: Path, base: Path | None, dtype: DType, threads: int) -> Manifest:

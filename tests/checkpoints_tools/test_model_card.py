@@ -17,7 +17,7 @@ from checkpoints_tools.prompt_texts import SYSTEM_PROMPT
 from checkpoints_tools.proof.digest import TensorDigest
 from checkpoints_tools.proof.manifest import Manifest
 from checkpoints_tools.release import card_text as md
-from checkpoints_tools.release.licence import Licence, find_licence
+from checkpoints_tools.release.license import License, find_license
 from checkpoints_tools.release.model_card import CardFacts, model_card
 from checkpoints_tools.release.run_facts import Recipe, RunFacts
 from checkpoints_tools.release.run_stages import Results, Setting, Stage
@@ -38,7 +38,7 @@ RUN = RunFacts(
     results=Results("prune", SETTING, BEFORE, (AFTER,), None, ()),
 )  # fmt: skip
 FACTS = CardFacts(
-    "Base-1B-ThinkPrune", "Lab/Base-1B-ThinkPrune", "Lab/Base-1B", Licence("mit", stated_in="the base model's card"),
+    "Base-1B-ThinkPrune", "Lab/Base-1B-ThinkPrune", "Lab/Base-1B", License("mit", stated_in="the base model's card"),
     RUN, small_config("Qwen2ForCausalLM"), MANIFEST,
 )  # fmt: skip
 EVIL = (
@@ -125,7 +125,7 @@ def test_greedy_decoding_is_said_as_transformers_wants_it() -> None:
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
     _, body = head_and_body(model_card(without_results()))
     assert "not measured on held-out problems" in body and "%" not in body.split("## Use")[0]
-    bare = CardFacts("Model", None, None, Licence(), RunFacts(), FACTS.config, MANIFEST)
+    bare = CardFacts("Model", None, None, License(), RunFacts(), FACTS.config, MANIFEST)
     head, body = head_and_body(model_card(bare))
     assert head == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["reasoning"]}
     assert "licence of the base model was not found" in body and "recipe (config.yaml) was not found" in body
@@ -168,8 +168,8 @@ def test_no_value_breaks_out_of_its_place() -> None:
     stage = replace(AFTER, label=evil, round=None)
     results = Results("prune", replace(SETTING, data=evil), BEFORE, (stage,), None, (evil,))
     run = replace(RUN, recipe=recipe, results=results)
-    licence = Licence("other", evil, None, "the base model's card")
-    head, body = head_and_body(model_card(replace(FACTS, title=evil, run=run, licence=licence)))
+    license = License("other", evil, None, "the base model's card")
+    head, body = head_and_body(model_card(replace(FACTS, title=evil, run=run, license=license)))
     assert head["license"] == "other" and head["license_name"] == evil and "Owned" not in head
     assert set(head) <= {"base_model", "base_model_relation", "library_name", "pipeline_tag", "license",
                          "license_name", "tags"}  # fmt: skip
@@ -195,10 +195,10 @@ def test_numbers_as_they_are_read() -> None:
     assert (md.length(999.94), md.length(12345.6, 7.2), md.percent(-0.5)) == ("999.9", "12,346 ± 7", "−50%")
 
 
-def licence_of(folder: Path, card: str | None, **kwargs) -> Licence:
+def license_of(folder: Path, card: str | None, **kwargs) -> License:
     if card is not None:
         (folder / "README.md").write_text(card)
-    return find_licence(
+    return find_license(
         None, [folder], carried=kwargs.get("carried", []), base_model=kwargs.get("base_model")
     )
 
@@ -228,22 +228,22 @@ def licence_of(folder: Path, card: str | None, **kwargs) -> Licence:
     ],
 )
 def test_the_licence_in_the_base_models_card(tmp_path: Path, card: str | None, found: tuple) -> None:
-    licence = licence_of(tmp_path, card, base_model="Lab/B")
-    assert (licence.id, licence.name, licence.link) == found
+    license = license_of(tmp_path, card, base_model="Lab/B")
+    assert (license.id, license.name, license.link) == found
 
 
 def test_a_licence_file_alone_is_named_and_not_interpreted(tmp_path: Path) -> None:
-    licence = licence_of(tmp_path, None, carried=["LICENSE", "config.json"])
-    assert (licence.id, licence.name, licence.link) == ("other", "base-model-license", "LICENSE")
-    inside = licence_of(tmp_path, "---\nlicense: other\nlicense_link: LICENSE\n---\n", carried=["LICENSE"])
+    license = license_of(tmp_path, None, carried=["LICENSE", "config.json"])
+    assert (license.id, license.name, license.link) == ("other", "base-model-license", "LICENSE")
+    inside = license_of(tmp_path, "---\nlicense: other\nlicense_link: LICENSE\n---\n", carried=["LICENSE"])
     assert inside.link == "LICENSE"
 
 
 def test_a_given_licence_goes_before_all(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert find_licence("gemma", [tmp_path], carried=[], base_model=None).id == "gemma"
+    assert find_license("gemma", [tmp_path], carried=[], base_model=None).id == "gemma"
     with pytest.raises(CheckpointError, match="not a licence identifier"):
-        find_licence("mit\nx: y", [], carried=[], base_model=None)
+        find_license("mit\nx: y", [], carried=[], base_model=None)
 
 
 def test_the_architecture_is_named() -> None:

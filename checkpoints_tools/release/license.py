@@ -19,7 +19,7 @@ _FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 @dataclass(frozen=True, slots=True)
-class Licence:
+class License:
     """A licence in the hub's terms. `id` is None where it is not known; `stated_in` says who states it."""
 
     id: str | None = None
@@ -28,9 +28,9 @@ class Licence:
     stated_in: str | None = None
 
 
-def find_licence(
+def find_license(
     given: str | None, folders: Iterable[Path], *, carried: Iterable[str], base_model: str | None
-) -> Licence:
+) -> License:
     """The licence `given`, else that of the README.md or the LICENSE file of the base model.
 
     `folders` are searched in order; `carried` are the names of the files that lie beside the released model.
@@ -39,8 +39,8 @@ def find_licence(
         CheckpointError: `given` is not the form of an identifier.
     """
     if given is not None:
-        check_licence(given)
-        return Licence(given, stated_in="whoever released this model")
+        check_license(given)
+        return License(given, stated_in="whoever released this model")
     carried = set(carried)
     folders = list(folders)
     for folder in folders:
@@ -49,11 +49,11 @@ def find_licence(
             return found
     for name in _FILES:
         if name in carried:
-            return Licence("other", "base-model-license", name, f"the file {name} of the base model")
-    return Licence()
+            return License("other", "base-model-license", name, f"the file {name} of the base model")
+    return License()
 
 
-def check_licence(given: str) -> None:
+def check_license(given: str) -> None:
     """Refuse what cannot be a licence identifier of the hub. Raises CheckpointError."""
     if not _ID.fullmatch(given):
         raise CheckpointError(
@@ -72,7 +72,7 @@ def _front_matter(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _from_card(card: dict[str, Any], carried: set[str], base_model: str | None) -> Licence | None:
+def _from_card(card: dict[str, Any], carried: set[str], base_model: str | None) -> License | None:
     value, name, link = card.get("license"), card.get("license_name"), card.get("license_link")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -82,7 +82,7 @@ def _from_card(card: dict[str, Any], carried: set[str], base_model: str | None) 
         link = None
     elif _FILE.fullmatch(link) and link not in carried:
         link = f"https://huggingface.co/{base_model}/blob/main/{link}" if base_model else None
-    return Licence(
+    return License(
         id=value.lower(),
         name=name if isinstance(name, str) and _NAME.fullmatch(name) else None,
         link=link,
