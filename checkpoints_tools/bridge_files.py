@@ -9,6 +9,7 @@ with the other keys. Names and meanings are those of Megatron-Bridge's `GPTModel
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
 from checkpoints_tools.small_files import read_yaml
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, Stored, Value, pickled
+from checkpoints_tools.weight_map import ARCHITECTURES
 
 RUN_CONFIG_FILE, TRAIN_STATE_FILE = "run_config.yaml", "train_state.pt"
 LATEST_TRAIN_STATE_FILE = "latest_train_state.pt"
@@ -81,8 +83,9 @@ def run_config_yaml(config: ModelConfig, *, hf_model_id: str | None = None) -> b
 
 
 def _model(config: ModelConfig, hf_model_id: str | None) -> dict[str, Any]:
+    _check_rope(config.rope_scaling)
     dtype = _named(f"torch.{config.dtype}")
-    qwen = config.architecture.startswith("Qwen")
+    own = ARCHITECTURES[config.architecture].bridge
     return {
         "_target_": "megatron.bridge.models.gpt_provider.GPTModelProvider",
         **_shape(config),
@@ -103,12 +106,8 @@ def _model(config: ModelConfig, hf_model_id: str | None) -> dict[str, Any]:
         "seq_length": config.max_position_embeddings,
         "should_pad_vocab": False,
         "tensor_model_parallel_size": 1,
-        # Bridge sets these per architecture.
-        **({"autocast_dtype": _named("torch.bfloat16")} if qwen else dict.fromkeys(_LLAMA_FUSIONS, True)),
+        **{name: _named(value) if isinstance(value, str) else value for name, value in own.items()},
     }
-
-
-_LLAMA_FUSIONS = ("apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "persist_layer_norm")
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
@@ -127,20 +126,19 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "layernorm_epsilon": config.rms_norm_eps,
         "rotary_base": config.rope_theta,
         "rope_scaling": config.rope_scaling is not None,
-        "rope_scaling_factor": _rope_factor(config.rope_scaling),
+        "rope_scaling_factor": 1.0 if config.rope_scaling is None else config.rope_scaling.factor,
     }
 
 
-def _rope_factor(scaling: RopeScaling | None) -> float:
+def _check_rope(scaling: RopeScaling | None) -> None:
     if scaling is None:
-        return 1.0
+        return
     for name, value in _MEGATRON_LLAMA3.items():
         if getattr(scaling, name) != value:
             raise CheckpointError(
                 f"rope_scaling: {name} is {getattr(scaling, name)}, but Megatron-Core has it fixed at {value}; "
                 "no Megatron program would compute what the model was trained to"
             )
-    return scaling.factor
 
 
 def _named(target: str) -> dict[str, Any]:
@@ -152,19 +150,41 @@ def _power_of_two(vocab_size: int) -> int:
     return min(vocab_size & -vocab_size, 128)
 
 
-def run_config_differences(run_config: Mapping[str, Any], config: ModelConfig) -> list[str]:
+# Where these differ, the two may still mean one model: Bridge pads the vocabulary, and its Llama providers scale
+# the rotary frequencies themselves and leave Megatron's own scaling off.
+_AMBIGUOUS = ("vocab_size", "rope_scaling", "rope_scaling_factor")
+
+
+def run_config_differences(
+    run_config: Mapping[str, Any], config: ModelConfig, *, certain: bool = False
+) -> list[str]:
     """Where a run's configuration describes another model than `config`, one sentence each.
 
-    What the run does not state is not compared.
+    What the run does not state is not compared; with `certain`, nor is what may differ and mean the same.
     """
     model = run_config.get("model")
     if not isinstance(model, Mapping):
         return []
     return [
-        f"{name} is {stated!r} in {RUN_CONFIG_FILE}, {value!r} in config.json"
+        f"{name} is {str(stated)[:40]} in {RUN_CONFIG_FILE}, {value!r} in config.json"
         for name, value in _shape(config).items()
-        if isinstance(stated := model.get(name), bool | int | float) and stated != value
+        if isinstance(stated := _number(model.get(name)), bool | int | float)
+        and stated != value
+        and not (certain and name in _AMBIGUOUS)
     ]
+
+
+def states_the_model(run_config: Mapping[str, Any]) -> bool:
+    """Whether a run's configuration tells how the attention's rows are laid out."""
+    model = run_config.get("model")
+    return isinstance(model, Mapping) and type(model.get("num_attention_heads")) is int
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-06, without a dot, as text."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d*)?[eE][-+]?\d{1,3}", value):
+        return float(value)
+    return value
 
 
 def read_run_config(folder: Path) -> Mapping[str, Any] | None:

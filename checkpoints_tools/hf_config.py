@@ -65,7 +65,7 @@ def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
     """Check the content of config.json and take what a model is made of. Raises CheckpointError."""
     architecture = _architecture(raw)
     _refuse_unsupported(raw)
-    theta, scaling = _rope(raw)
+    theta, scaling = _rope(raw, architecture)
     heads = _positive_int(raw, "num_attention_heads")
     hidden = _positive_int(raw, "hidden_size")
     kv_heads = heads if raw.get("num_key_value_heads") is None else _positive_int(raw, "num_key_value_heads")
@@ -82,10 +82,10 @@ def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
         head_dim=_head_dim(raw, architecture, hidden, heads),
         ffn=_positive_int(raw, "intermediate_size"),
         vocab_size=_positive_int(raw, "vocab_size"),
-        tied=_flag(raw, "tie_word_embeddings"),
+        tied=_flag(raw, "tie_word_embeddings", architecture.default_tied),
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=_positive_float(raw, "rms_norm_eps", 1e-6),
+        rms_norm_eps=_positive_float(raw, "rms_norm_eps", architecture.default_rms_norm_eps),
         qkv_bias=architecture.qkv_bias,
         qk_norm=architecture.qk_norm,
         max_position_embeddings=_positive_int(raw, "max_position_embeddings"),
@@ -182,7 +182,7 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
             )
 
 
-def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(raw: Mapping[str, Any], architecture: Architecture) -> tuple[float, RopeScaling | None]:
     new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
     for key, part in (("rope_parameters", new), ("rope_scaling", old)):
         if part is not None and not isinstance(part, dict):
@@ -197,8 +197,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     scalings = {_rope_scaling(part) for part in (new, old) if part is not None}
     if len(scalings) > 1:
         raise CheckpointError("rope_parameters and rope_scaling disagree")
-    # 10000 is transformers' default for all three architectures.
-    return next(iter(thetas), 10000.0), next(iter(scalings), None)
+    return next(iter(thetas), architecture.default_rope_theta), next(iter(scalings), None)
 
 
 def _rope_scaling(raw: Mapping[str, Any]) -> RopeScaling | None:
@@ -266,8 +265,8 @@ def _positive_float(raw: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _flag(raw: Mapping[str, Any], key: str) -> bool:
+def _flag(raw: Mapping[str, Any], key: str, default: bool = False) -> bool:
     value = raw.get(key)
     if value is not None and type(value) is not bool:
         raise CheckpointError(f"{key} must be true or false, not {value!r}")
-    return bool(value)
+    return default if value is None else value

@@ -78,7 +78,7 @@ def model_layouts(index: DistIndex, config: ModelConfig, *, partial: bool = Fals
     stored = _collect(index, table, config, partial=partial)
     if partial:
         return _present(table, stored, index.folder)
-    faults = [_missing(name, config) for name in table.megatron if name not in stored]
+    faults = [_missing(name) for name in table.megatron if name not in stored]
     if not faults:
         faults = [f for name, tensor in table.megatron.items() for f in _tensor_faults(tensor, stored[name])]
     if faults:
@@ -122,7 +122,7 @@ def _collect(
         if fault:
             faults.append(fault)
         else:
-            _add(stored, tensor, key, index.folder, config)
+            _add(stored, tensor, key, index.folder)
     if faults:
         raise CheckpointError(f"{index.folder} does not hold this {config.architecture}: {_some(faults)}")
     return stored
@@ -166,14 +166,13 @@ def _shape_fault(key: str, shape: Index, known: MegatronTensor, *, halved: bool)
                 "cannot be made up; use the config.json that the model was trained with"
             )
         if n != wanted and not padding:
-            fields = next(names for suffix, names in _FIELDS.items() if known.name.endswith(suffix))
-            return f"{key} has shape {shape}, config.json says {expected}: check {fields[axis]}"
+            fields = next((names for suffix, names in _FIELDS.items() if known.name.endswith(suffix)), ())
+            hint = f": check {fields[axis]}" if axis < len(fields) else ""
+            return f"{key} has shape {shape}, config.json says {expected}{hint}"
     return None
 
 
-def _add(
-    stored: dict[str, _Stored], tensor: DistTensor, key: StoredKey, folder: Path, config: ModelConfig
-) -> None:
+def _add(stored: dict[str, _Stored], tensor: DistTensor, key: StoredKey, folder: Path) -> None:
     """Sort a tensor's chunks into the Megatron tensors, one a layer."""
     stacked = [key.of_layer(layer) for layer in range(tensor.shape[0])] if key.stacked else [key.name]
     shape = tensor.shape[1:] if key.stacked else tensor.shape
@@ -200,7 +199,7 @@ def _add(
             )
 
 
-def _missing(name: str, config: ModelConfig) -> str:
+def _missing(name: str) -> str:
     if name == OUTPUT:
         return (
             f"{OUTPUT} is missing; if the model shares it with the embedding, set tie_word_embeddings to true"

@@ -22,4 +22,13 @@ def _layer(config: ModelConfig) -> tuple[Piece, ...]:
     )
 
 
-LLAMA = Architecture(name="LlamaForCausalLM", model_type="llama", qkv_bias=False, qk_norm=False, layer=_layer)
+_FUSIONS = ("apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "persist_layer_norm")
+
+LLAMA = Architecture(
+    name="LlamaForCausalLM",
+    model_type="llama",
+    qkv_bias=False,
+    qk_norm=False,
+    layer=_layer,
+    bridge=dict.fromkeys(_FUSIONS, True),
+)

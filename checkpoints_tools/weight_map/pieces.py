@@ -1,7 +1,7 @@
 """Building blocks of an architecture's description: which Hugging Face tensors make one Megatron tensor."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.weight_map.geometry import Copy, Index, MegatronTensor
@@ -18,11 +18,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Description of one Hugging Face architecture.
+    """Description of one Hugging Face architecture: all that tells it from the others.
 
     `layer` gives the pieces of one decoder layer, with names relative to `model.layers.N.` and
-    `decoder.layers.N.`. `default_head_dim` is what config.json means when it does not state head_dim
-    (None: hidden size / heads).
+    `decoder.layers.N.`. The defaults are what config.json means when it does not state head_dim (None: hidden
+    size / heads), rope_theta, rms_norm_eps and tie_word_embeddings; source: the architecture's configuration
+    class in transformers. `bridge` are fields that Megatron-Bridge's provider of the architecture sets apart
+    from its common ones; a text names an object of torch.
     """
 
     name: str
@@ -31,6 +33,10 @@ class Architecture:
     qk_norm: bool
     layer: Callable[[ModelConfig], tuple[Piece, ...]]
     default_head_dim: int | None = None
+    default_rope_theta: float = 10000.0
+    default_rms_norm_eps: float = 1e-6
+    default_tied: bool = False
+    bridge: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 def whole(

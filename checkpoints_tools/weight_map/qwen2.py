@@ -23,4 +23,11 @@ def _layer(config: ModelConfig) -> tuple[Piece, ...]:
     )
 
 
-QWEN2 = Architecture(name="Qwen2ForCausalLM", model_type="qwen2", qkv_bias=True, qk_norm=False, layer=_layer)
+QWEN2 = Architecture(
+    name="Qwen2ForCausalLM",
+    model_type="qwen2",
+    qkv_bias=True,
+    qk_norm=False,
+    layer=_layer,
+    bridge={"autocast_dtype": "torch.bfloat16"},
+)

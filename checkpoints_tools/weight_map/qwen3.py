@@ -31,4 +31,5 @@ QWEN3 = Architecture(
     qk_norm=True,
     layer=_layer,
     default_head_dim=128,
+    bridge={"autocast_dtype": "torch.bfloat16"},
 )
