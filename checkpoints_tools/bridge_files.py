@@ -12,7 +12,9 @@ import io
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
 from checkpoints_tools.small_files import read_yaml
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, Stored, Value, pickled
-from checkpoints_tools.weight_map import ARCHITECTURES
+from checkpoints_tools.weight_map import ARCHITECTURES, weight_map
 
 RUN_CONFIG_FILE, TRAIN_STATE_FILE = "run_config.yaml", "train_state.pt"
 LATEST_TRAIN_STATE_FILE = "latest_train_state.pt"
@@ -28,29 +30,42 @@ LATEST_TRAIN_STATE_FILE = "latest_train_state.pt"
 _CONFIG = "megatron.bridge.training.config."
 # Megatron-Core's rotary embedding takes the factor and fixes the rest to Llama 3.1's values.
 _MEGATRON_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _MAX_VALUES = 200_000
 
 
-def bridge_files(config: ModelConfig, iteration_name: str, iteration: int) -> dict[str, bytes]:
+def bridge_files(
+    config: ModelConfig, iteration_name: str, iteration: int, *, dtypes: Mapping[str, str]
+) -> dict[str, bytes]:
     """Bridge's small files by path below the checkpoint folder; `iteration_name` is the iteration's folder.
 
-    Bridge takes the iteration from `latest_train_state.pt`: in Megatron-LM's tracker file it refuses 0.
+    `dtypes`: Hugging Face name to safetensors dtype of the tensors as they are written. Bridge takes the
+    iteration from `latest_train_state.pt`: in Megatron-LM's tracker file it refuses 0.
 
     Raises:
         CheckpointError: Megatron cannot run the model (see `run_config_yaml`).
     """
     state = train_state_pt(iteration)
     return {
-        f"{iteration_name}/{RUN_CONFIG_FILE}": run_config_yaml(config),
+        f"{iteration_name}/{RUN_CONFIG_FILE}": run_config_yaml(config, dtype=weights_dtype(config, dtypes)),
         f"{iteration_name}/{TRAIN_STATE_FILE}": state,
         LATEST_TRAIN_STATE_FILE: state,
     }
 
 
-def run_config_yaml(config: ModelConfig, *, hf_model_id: str | None = None) -> bytes:
+def weights_dtype(config: ModelConfig, dtypes: Mapping[str, str]) -> str:
+    """Safetensors dtype of most of the model's elements: norms may be wider than the matrices beside them."""
+    elements: Counter[str] = Counter()
+    for name, shape in weight_map(config).hf.items():
+        elements[dtypes[name]] += prod(shape)
+    return elements.most_common(1)[0][0]
+
+
+def run_config_yaml(config: ModelConfig, *, dtype: str) -> bytes:
     """Content of `run_config.yaml`, which `ConfigContainer.from_yaml` reads in strict mode.
 
-    `hf_model_id`: the hub's name of the model, which Bridge uses to find its tokenizer and configuration.
+    `dtype`: safetensors dtype of the stored weights, which config.json need not say. Bridge runs the model in
+    it unless told otherwise; NeMo-RL sets the recipe's policy.precision in its place.
 
     Raises:
         CheckpointError: The model has a rotary scaling that Megatron-Core does not have.
@@ -68,7 +83,7 @@ def run_config_yaml(config: ModelConfig, *, hf_model_id: str | None = None) -> b
             "fully_parallel_save": True,
         },
         "logger": {"_target_": _CONFIG + "LoggerConfig"},
-        "model": _model(config, hf_model_id),
+        "model": _model(config, _TORCH_DTYPES[dtype]),
         "optimizer": {
             "_target_": "megatron.core.optimizer.optimizer_config.OptimizerConfig",
             "use_distributed_optimizer": False,
@@ -82,9 +97,8 @@ def run_config_yaml(config: ModelConfig, *, hf_model_id: str | None = None) -> b
     return yaml.safe_dump(container, sort_keys=True).encode()
 
 
-def _model(config: ModelConfig, hf_model_id: str | None) -> dict[str, Any]:
+def _model(config: ModelConfig, dtype: str) -> dict[str, Any]:
     _check_rope(config.rope_scaling)
-    dtype = _named(f"torch.{config.dtype}")
     own = ARCHITECTURES[config.architecture].bridge
     return {
         "_target_": "megatron.bridge.models.gpt_provider.GPTModelProvider",
@@ -92,15 +106,14 @@ def _model(config: ModelConfig, hf_model_id: str | None) -> dict[str, Any]:
         "activation_func": _named("torch.nn.functional.silu"),
         "add_bias_linear": False,
         "attention_dropout": 0.0,
-        "bf16": config.dtype == "bfloat16",
-        "fp16": config.dtype == "float16",
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
         "gated_linear_unit": True,
-        "hf_model_id": hf_model_id,
         "hidden_dropout": 0.0,
         "init_method_std": config.initializer_range,
         "make_vocab_size_divisible_by": _power_of_two(config.vocab_size),
         "normalization": "RMSNorm",
-        "params_dtype": dtype,
+        "params_dtype": _named(f"torch.{dtype}"),
         "pipeline_model_parallel_size": 1,
         "position_embedding_type": "rope",
         "seq_length": config.max_position_embeddings,

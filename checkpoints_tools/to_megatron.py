@@ -43,11 +43,12 @@ def plan_import(
     """
     name = iteration_folder(iteration)
     folder = partial_path(out) / name
-    index = plan_chunks(source.config, target_dtypes(source, dtype), folder, chunk_tp=chunk_tp)
+    dtypes = target_dtypes(source, dtype)
+    index = plan_chunks(source.config, dtypes, folder, chunk_tp=chunk_tp)
     texts = {
         f"{name}/{METADATA_FILE}": write_metadata(index),
         f"{name}/{COMMON_FILE}": common_pt(iteration=iteration),
-        **bridge_files(source.config, name, iteration),
+        **bridge_files(source.config, name, iteration, dtypes=dtypes),
         f"{name}/{CONFIG_FILE}": metadata_json(),
         TRACKER_FILE: tracker_text(iteration),
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.models import MODELS as SMALL
 
 from checkpoints_tools.bridge_files import (
     LATEST_TRAIN_STATE_FILE,
@@ -19,10 +20,16 @@ from checkpoints_tools.bridge_files import (
     run_config_differences,
     run_config_yaml,
     train_state_pt,
+    weights_dtype,
 )
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
+from checkpoints_tools.models import open_hf
+from checkpoints_tools.plans import DType
+from checkpoints_tools.random_init import random_hf_init
+from checkpoints_tools.to_megatron import plan_import
+from checkpoints_tools.weight_map import weight_map
 
 QWQ = ModelConfig(
     architecture="Qwen2ForCausalLM",
@@ -52,11 +59,17 @@ LLAMA = dataclasses.replace(
     TIED, architecture="LlamaForCausalLM", qkv_bias=False, rope_scaling=LLAMA31, tied=False, dtype="float32"
 )
 MODELS = {"QwQ": QWQ, "tied Qwen2": TIED, "Qwen3": QWEN3, "Llama 3.1": LLAMA}
+STORED = {"bfloat16": "BF16", "float32": "F32"}
 NUMBERS_BRIDGE_READS = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1}
 
 
+def stored(config: ModelConfig) -> dict[str, str]:
+    """The model's tensors, all in the type that config.json names."""
+    return dict.fromkeys(weight_map(config).hf, STORED[config.dtype])
+
+
 def model_of(config: ModelConfig) -> dict[str, Any]:
-    return yaml.safe_load(run_config_yaml(config))["model"]
+    return yaml.safe_load(run_config_yaml(config, dtype=STORED[config.dtype]))["model"]
 
 
 def test_states_the_shape_of_qwq() -> None:
@@ -90,7 +103,7 @@ def test_states_the_shape_of_qwq() -> None:
 
 
 def test_states_what_bridge_reads_before_it_loads() -> None:
-    content = yaml.safe_load(run_config_yaml(QWQ))
+    content = yaml.safe_load(run_config_yaml(QWQ, dtype="BF16"))
     # Bridge's loader looks these up without a default.
     assert {name: content["model"][name] for name in NUMBERS_BRIDGE_READS} == NUMBERS_BRIDGE_READS
     checkpoint = content["checkpoint"]
@@ -111,7 +124,7 @@ def test_names_only_classes_that_bridge_allows() -> None:
                 collect(value)
 
     for config in MODELS.values():
-        collect(yaml.safe_load(run_config_yaml(config)))
+        collect(yaml.safe_load(run_config_yaml(config, dtype="BF16")))
     assert {target.split(".")[0] for target in targets} == {"megatron", "torch"}
     assert not any(part.startswith("_") for target in targets for part in target.split("."))
 
@@ -136,7 +149,7 @@ def test_states_head_width_norms_and_rotary_scaling() -> None:
 def test_refuses_a_rotary_scaling_that_megatron_does_not_have() -> None:
     other = dataclasses.replace(LLAMA, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 4096))
     with pytest.raises(CheckpointError, match="original_max_position_embeddings is 4096"):
-        run_config_yaml(other)
+        run_config_yaml(other, dtype="F32")
 
 
 def test_train_state_is_what_bridge_would_load() -> None:
@@ -155,8 +168,27 @@ def test_train_state_is_what_bridge_would_load() -> None:
     assert train_state_pt(7) == train_state_pt(7)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("keep", "bfloat16"), ("fp32", "float32"), ("bf16", "bfloat16")]
+)
+def test_states_the_type_that_is_written(tmp_path: Path, dtype: DType, precision: str) -> None:
+    random_hf_init(SMALL["qwen2"], tmp_path / "hf", seed=1)
+    plan = plan_import(open_hf(tmp_path / "hf"), tmp_path / "out", dtype=dtype)
+    model = yaml.safe_load(plan.texts[f"iter_0000000/{RUN_CONFIG_FILE}"])["model"]
+    assert model["params_dtype"] == {"_target_": f"torch.{precision}", "_call_": False}
+    assert (model["bf16"], model["fp16"]) == (precision == "bfloat16", False)
+
+
+def test_the_type_of_the_weights_is_that_of_the_matrices() -> None:
+    assert QWQ.dtype == "bfloat16"
+    wide_norms = {name: "F32" if "norm" in name else "F16" for name in stored(QWQ)}
+    assert weights_dtype(QWQ, wide_norms) == "F16"
+    model = yaml.safe_load(bridge_files(QWQ, "i", 0, dtypes=wide_norms)[f"i/{RUN_CONFIG_FILE}"])["model"]
+    assert (model["bf16"], model["fp16"]) == (False, True)
+
+
 def test_files_lie_where_bridge_looks() -> None:
-    files = bridge_files(QWQ, "iter_0000000", 0)
+    files = bridge_files(QWQ, "iter_0000000", 0, dtypes=stored(QWQ))
     assert set(files) == {
         f"iter_0000000/{RUN_CONFIG_FILE}",
         f"iter_0000000/{TRAIN_STATE_FILE}",
@@ -165,15 +197,17 @@ def test_files_lie_where_bridge_looks() -> None:
 
 
 def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
-    (tmp_path / RUN_CONFIG_FILE).write_bytes(run_config_yaml(QWQ, hf_model_id="Qwen/QwQ-32B"))
+    (tmp_path / RUN_CONFIG_FILE).write_bytes(run_config_yaml(QWQ, dtype="BF16"))
     content = read_run_config(tmp_path)
-    assert content is not None and content["model"]["hf_model_id"] == "Qwen/QwQ-32B"
+    assert content is not None and content["model"]["num_layers"] == 64
     assert run_config_differences(content, QWQ) == []
     assert read_run_config(tmp_path / "nothing") is None
 
 
 def test_says_where_a_run_had_another_model() -> None:
-    content = yaml.safe_load(run_config_yaml(dataclasses.replace(QWQ, rope_theta=10000.0, tied=True)))
+    content = yaml.safe_load(
+        run_config_yaml(dataclasses.replace(QWQ, rope_theta=10000.0, tied=True), dtype="BF16")
+    )
     assert run_config_differences(content, QWQ) == [
         f"share_embeddings_and_output_weights is True in {RUN_CONFIG_FILE}, False in config.json",
         f"rotary_base is 10000.0 in {RUN_CONFIG_FILE}, 1000000.0 in config.json",
@@ -219,7 +253,7 @@ def test_bridge_makes_the_same_model_of_it_as_of_the_hugging_face_config(tmp_pat
     from megatron.bridge.utils.instantiate_utils import InstantiationMode
     from transformers import AutoConfig
 
-    for file, content in bridge_files(MODELS[name], ".", 3).items():
+    for file, content in bridge_files(MODELS[name], ".", 3, dtypes=stored(MODELS[name])).items():
         (tmp_path / file).write_bytes(content)
     run = ConfigContainer.from_yaml(str(tmp_path / RUN_CONFIG_FILE), mode=InstantiationMode.STRICT)
     hf = config_to_dict(MODELS[name])

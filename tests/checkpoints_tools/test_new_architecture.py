@@ -78,6 +78,7 @@ def test_a_new_description_converts_there_and_back(model: Path, tmp_path: Path) 
 
 def test_a_wrong_shape_of_its_own_tensor_is_named(model: Path, tmp_path: Path) -> None:
     convert.import_model(model, tmp_path / "mg", chunk_tp=1, dtype="keep", threads=2)
+    (tmp_path / "mg/iter_0000000" / RUN_CONFIG_FILE).unlink()  # it would be believed first
     file = tmp_path / "mg/iter_0000000/tokenizer/config.json"
     raw = json.loads(file.read_text())
     file.write_text(json.dumps(raw | {"head_dim": 8}))
