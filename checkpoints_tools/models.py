@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from checkpoints_tools.bridge_files import read_run_config, run_config_differences, states_the_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.hf_folder import INDEX_FILE, SINGLE_FILE, carried_files, stored_tensors
 from checkpoints_tools.hf_model import check_tensors, check_tied_head, unknown_tensors
 from checkpoints_tools.layout import StoredModel, TensorLayout, whole_extent
 from checkpoints_tools.megatron_model import model_layouts
+from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
 from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.read import read_index
 from checkpoints_tools.weight_map import weight_map
+
+# What may be another in the configuration a checkpoint is exported with: it changes no tensor and no computation,
+# or (the vocabulary) is checked against what is stored.
+_MAY_DIFFER = ("dtype", "initializer_range", "max_position_embeddings", "vocab_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +83,40 @@ def open_checkpoint(path: Path, *, base: Path | None = None, partial: bool = Fal
     found = find_checkpoint(path)
     files = _model_files(found, base)
     config = read_hf_config(files)
+    if faults := config_contradictions(found, config):
+        raise CheckpointError(
+            f"{files / 'config.json'} describes another model than the one that was saved: {'; '.join(faults[:9])}. "
+            "Give a --base HF_DIR whose config.json fits"
+        )
     index = read_index(found.iteration)
     carried = tuple(carried_files(files))
     model = StoredModel(
         found.iteration, "torch_dist", config, model_layouts(index, config, partial=partial), carried
     )
     return OpenCheckpoint(model, found, index)
+
+
+def config_contradictions(found: CheckpointFolder, config: ModelConfig) -> list[str]:
+    """Where the checkpoint itself says that it is another model than `config`, one sentence each.
+
+    The configuration of the run that saved it tells, or else the checkpoint's own config.json. One that cannot be
+    read says nothing: the tensors do not need it.
+    """
+    run_config: Mapping[str, Any] = {}
+    with contextlib.suppress(CheckpointError):
+        run_config = read_run_config(found.iteration) or {}
+    faults = run_config_differences(run_config, config, certain=True)
+    if faults or states_the_model(run_config) or found.files not in found.places:
+        return faults
+    try:
+        own = read_hf_config(found.files / "config.json")
+    except CheckpointError:
+        return []
+    return [
+        f"{name} is {getattr(own, name)!r} in {found.files / 'config.json'}, here {getattr(config, name)!r}"
+        for name in ModelConfig.__slots__
+        if name not in _MAY_DIFFER and getattr(own, name) != getattr(config, name)
+    ]
 
 
 def _is_checkpoint(path: Path) -> bool:

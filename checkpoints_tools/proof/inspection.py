@@ -17,7 +17,7 @@ from checkpoints_tools.hf_folder import stored_tensors
 from checkpoints_tools.hf_model import unknown_tensors
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.model_config import ModelConfig
-from checkpoints_tools.models import is_hf_folder
+from checkpoints_tools.models import config_contradictions, is_hf_folder
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.safetensors_file import ITEM_BYTES
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
@@ -242,6 +242,9 @@ def _incomplete(found: CheckpointFolder, index: DistIndex, config: ModelConfig |
     if not (found.iteration / "metadata.json").is_file():
         problems.append("metadata.json is missing: Megatron writes it last, so the save did not finish")
     if config is not None:
+        problems += [
+            f"config.json is another model's: {fault}" for fault in config_contradictions(found, config)
+        ]
         try:
             model_layouts(index, config)
         except CheckpointError as error:

@@ -102,13 +102,23 @@ def test_reshard_keeps_the_digest(source: Path, checkpoint: Path, tmp_path: Path
     assert json.dumps(shown) != json.dumps(before)
 
 
-def test_export_warns_of_another_model_in_the_runs_config(checkpoint: Path, tmp_path: Path) -> None:
+def test_another_model_in_the_runs_config_is_refused(source: Path, checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "mg")
     config = tmp_path / "mg/iter_0000000/tokenizer/config.json"
     config.write_text(config.read_text().replace("10000.0", "500000.0"))
     done = run("export", tmp_path / "mg", tmp_path / "out")
+    refused(done, "rotary_base is 10000.0 in run_config.yaml, 500000.0 in config.json", "--base")
+    assert left(tmp_path) == {"mg"}
+    assert run("export", tmp_path / "mg", tmp_path / "out", "--base", source).returncode == 0
+
+
+def test_a_padded_vocabulary_in_the_runs_config_is_a_warning(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "mg")
+    config = tmp_path / "mg/iter_0000000/run_config.yaml"
+    config.write_text(config.read_text().replace("vocab_size: 300", "vocab_size: 384"))
+    done = run("export", tmp_path / "mg", tmp_path / "out")
     assert done.returncode == 0
-    assert "warning: rotary_base is 10000.0 in run_config.yaml, 500000.0 in config.json" in done.stdout
+    assert "warning: vocab_size is 384 in run_config.yaml, 300 in config.json" in done.stdout
     assert "warning" not in run("export", checkpoint, tmp_path / "same").stdout
 
 
