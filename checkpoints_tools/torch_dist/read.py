@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,34 @@ def read_index(folder: Path, *, strict: bool = False, silence_s: float = _SILENC
                 index.tensors[key] = DistTensor(key, dtype, tuple(shape), _chunks(chunks, len(shape), files))
             case ["item", str(key), int(file), int(record), int(nbytes)]:
                 index.items[key] = ByteItem(key, files[file], record, nbytes)
+    _check_apart(index)
     return index
+
+
+def _check_apart(index: DistIndex) -> None:
+    """Raise CheckpointError where two tensors or objects claim the same bytes: each record holds one."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for _, part in _parts(index):
+        places.setdefault(part.file, []).append((part.record, part.record + part.record_bytes))
+    for file, ranges in places.items():
+        ranges.sort()
+        for (_, end), (start, _) in pairwise(ranges):
+            if start < end:
+                keys = [
+                    key
+                    for key, part in _parts(index)
+                    if part.file == file and part.record <= start < part.record + part.record_bytes
+                ]
+                raise CheckpointError(
+                    f"{index.folder / file}: byte {start} belongs to more than one record, of "
+                    f"{' and '.join(keys[:2])}; copy the checkpoint again, or take another"
+                )
+
+
+def _parts(index: DistIndex) -> Iterator[tuple[str, Chunk | ByteItem]]:
+    for tensor in index.tensors.values():
+        yield from ((f"{tensor.key} at {chunk.start}", chunk) for chunk in tensor.chunks)
+    yield from index.items.items()
 
 
 def _chunks(rows: list[list[int]], axes: int, files: list[str]) -> tuple[Chunk, ...]:

@@ -3,13 +3,14 @@
 A box is (start, shape), one integer an axis. All shapes count elements, not bytes.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from math import prod
 
 from checkpoints_tools.errors import CheckpointError
-
-Index = tuple[int, ...]
+from checkpoints_tools.shapes import Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +139,25 @@ def intersect(a_start: Index, a_shape: Index, b_start: Index, b_shape: Index) ->
 
 
 def tiling_fault(shape: Index, boxes: Iterable[tuple[Index, Index]]) -> str | None:
-    """Why the boxes do not cover a tensor of this shape exactly once, or None when they do."""
-    open_boxes: list[tuple[Index, Index]] = []
+    """Why the boxes do not cover a tensor of this shape, a vector or a matrix, exactly once; None when they do."""
+    # The boxes that cross the row reached, as columns [first, end): disjoint, so both lists ascend.
+    firsts: list[int] = []
+    crossing: list[tuple[int, int, Index]] = []  # first, end, start of the box
+    ends: list[tuple[int, int]] = []  # heap of (row after the box's last, its first column)
     covered = 0
     for start, size in sorted(boxes):
         if any(a < 0 or n <= 0 or a + n > end for a, n, end in zip(start, size, shape, strict=True)):
             return f"box at {start} of shape {size} does not lie inside {shape}"
-        # Only boxes that reach beyond this one's first row can still overlap it or a later one.
-        open_boxes = [(a, n) for a, n in open_boxes if a[0] + n[0] > start[0]]
-        clash = next((a for a, n in open_boxes if intersect(a, n, start, size)), None)
-        if clash is not None:
-            return f"boxes at {clash} and {start} overlap"
-        open_boxes.append((start, size))
+        while ends and ends[0][0] <= start[0]:
+            at = bisect_left(firsts, heappop(ends)[1])
+            del firsts[at], crossing[at]
+        first, end = (start[1], start[1] + size[1]) if len(shape) > 1 else (0, 1)
+        at = bisect_left(firsts, first)
+        for _, other_end, other in (*crossing[at : at + 1], *crossing[max(at - 1, 0) : at]):
+            if other_end > first and (other[1] if len(shape) > 1 else 0) < end:
+                return f"boxes at {other} and {start} overlap"
+        firsts.insert(at, first)
+        crossing.insert(at, (first, end, start))
+        heappush(ends, (start[0] + size[0], first))
         covered += prod(size)
     return None if covered == prod(shape) else f"boxes cover {covered} of {prod(shape)} elements"
