@@ -3,8 +3,10 @@
 import ctypes
 import os
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,15 @@ _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE of <linux/fs.h>
 
 
 class Files:
-    """Descriptors of one thread: at most 32 are open, those used last. Errors come as CheckpointError."""
+    """Descriptors of one thread: at most 32 are open, those used last. Errors come as CheckpointError.
 
-    def __init__(self) -> None:
+    `locks`, shared by threads, are held while a file is written: the kernel lets one thread at a time write to a
+    file, and those that wait for it in there burn their core, where those that wait for a lock sleep.
+    """
+
+    def __init__(self, locks: Mapping[Path, threading.Lock] | None = None) -> None:
         self._open: OrderedDict[tuple[Path, bool], int] = OrderedDict()
+        self._locks: Mapping[Path, AbstractContextManager[object]] = locks or {}
 
     def __enter__(self) -> Self:
         return self
@@ -52,9 +59,10 @@ class Files:
         try:
             descriptor = self._descriptor(file, writing=True)
             left = memoryview(view)
-            while left:
-                count = os.pwrite(descriptor, left, offset)
-                offset, left = offset + count, left[count:]
+            with self._locks.get(file, nullcontext()):
+                while left:
+                    count = os.pwrite(descriptor, left, offset)
+                    offset, left = offset + count, left[count:]
         except OSError as error:
             raise write_error(file, error) from error
 

@@ -57,6 +57,8 @@ class _Run:
         self.on_bytes, self.on_done = on_bytes, on_done
         self.done: dict[int, Done] = {}
         self._lock = threading.Lock()
+        self._destinations = _destinations(jobs)
+        self._write_locks = {file: threading.Lock() for file in self._destinations}
         self._crew = Crew()
         # A digest runs through a tensor from start to end; without one, a large job is shared by the threads.
         cut = [cut_parts(n, job, most=None if digests else _PART_BYTES) for n, job in enumerate(jobs)]
@@ -68,10 +70,10 @@ class _Run:
     def go(self, threads: int) -> None:
         """Copy, then sync, on `threads` threads; raises the first error."""
         self._crew.run(self._copy, min(threads, self._parts))
-        on_threads(sync_file, _destinations(self.jobs), threads=threads)
+        on_threads(sync_file, self._destinations, threads=threads)
 
     def _copy(self) -> None:
-        with Files() as files:
+        with Files(self._write_locks) as files:
             mover = Mover(files, self._count, digests=self.digests, block=self.block)
             while (taken := self._schedule.take()) is not None:
                 queue, part = taken
