@@ -20,8 +20,9 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
 from checkpoints_tools.models import open_checkpoint, open_hf
 from checkpoints_tools.plans import DType, Plan
+from checkpoints_tools.proof.compare import compare
 from checkpoints_tools.proof.digest import TensorDigest, digest_model
-from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, compare, manifest_of, to_bytes
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, manifest_of, to_bytes
 from checkpoints_tools.to_hf import plan_export
 from checkpoints_tools.to_megatron import plan_import, plan_reshard
 

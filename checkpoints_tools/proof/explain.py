@@ -13,8 +13,8 @@ import numpy as np
 
 from checkpoints_tools.copying.reading import read_rows
 from checkpoints_tools.layout import StoredModel
+from checkpoints_tools.proof.compare import Difference
 from checkpoints_tools.proof.digest import TensorDigest
-from checkpoints_tools.proof.manifest import Difference
 
 _LAYER = re.compile(r"model\.layers\.\d+\.")
 _ZEROS = bytes(1 << 20)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.proof.digest import TensorDigest
-from checkpoints_tools.safetensors_file import ITEM_BYTES, sync_file
+from checkpoints_tools.safetensors_file import ITEM_BYTES
 from checkpoints_tools.small_files import read_text
 
 MANIFEST_FILE = "thinkprune-manifest.json"
@@ -70,23 +70,6 @@ class Manifest:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-Kind = Literal["missing", "extra", "dtype", "shape", "bytes"]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A tensor in which two models differ.
-
-    `missing`: the first model has it, the second does not (or neither has, and the architecture needs it);
-    `extra`: only the second has it. `dtype`, `shape`, `bytes`: the first of these in which they differ.
-    """
-
-    kind: Kind
-    name: str
-    a: TensorDigest | None
-    b: TensorDigest | None
-
-
 def digest_line(name: str, tensor: TensorDigest) -> str:
     """The tensor's line in the text that the model digest is taken of, without the line's end."""
     return f"{name} {tensor.dtype} {','.join(map(str, tensor.shape))} {tensor.sha256}"
@@ -96,26 +79,6 @@ def model_digest(tensors: Mapping[str, TensorDigest]) -> str:
     """sha256 of the tensors' lines, sorted by name, each with a line feed: 64 hexadecimal digits."""
     lines = (digest_line(name, tensors[name]) + "\n" for name in sorted(tensors))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def compare(a: Mapping[str, TensorDigest], b: Mapping[str, TensorDigest]) -> list[Difference]:
-    """All tensors in which two models differ: those of `a` in its order, then what only `b` has."""
-    differences = []
-    for name, tensor in a.items():
-        kind = _kind(tensor, b.get(name))
-        if kind is not None:
-            differences.append(Difference(kind, name, tensor, b.get(name)))
-    return differences + [Difference("extra", name, None, b[name]) for name in b if name not in a]
-
-
-def _kind(a: TensorDigest, b: TensorDigest | None) -> Kind | None:
-    if b is None:
-        return "missing"
-    if a.shape != b.shape:
-        return "shape"
-    if a.dtype != b.dtype:
-        return "dtype"
-    return None if a.sha256 == b.sha256 else "bytes"
 
 
 def manifest_of(
@@ -163,21 +126,6 @@ def to_bytes(manifest: Manifest) -> bytes:
         lines.append(f"    {json.dumps(name)}: {json.dumps(entry)}")
     text = json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "tensors": {\n' + ",\n".join(lines)
     return f"{text}\n  }}\n}}\n".encode()
-
-
-def write_manifest(file: Path, manifest: Manifest) -> None:
-    """Write the manifest aside, sync it and rename it. Raises CheckpointError where that is not possible."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        try:
-            partial.write_bytes(to_bytes(manifest))
-            sync_file(partial)
-            os.replace(partial, file)
-            sync_file(file.parent)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be written: {error.strerror}") from error
 
 
 def read_manifest(path: Path) -> Manifest:

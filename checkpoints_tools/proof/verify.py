@@ -12,9 +12,10 @@ from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.models import is_hf_folder, open_model
 from checkpoints_tools.plans import DType, target_dtypes
+from checkpoints_tools.proof.compare import Difference, compare
 from checkpoints_tools.proof.digest import TensorDigest, digest_model
 from checkpoints_tools.proof.explain import explain
-from checkpoints_tools.proof.manifest import Difference, Manifest, compare, model_digest
+from checkpoints_tools.proof.manifest import Manifest, model_digest
 from checkpoints_tools.torch_dist.folders import find_checkpoint
 from checkpoints_tools.weight_map import weight_map
 
