@@ -9,14 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from checkpoints_tools.copying.files import sync_file
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safetensors_file import (
-    StoredTensor,
-    TensorSpec,
-    plan_shards,
-    read_header,
-    sync_file,
-)
+from checkpoints_tools.safetensors_file import StoredTensor, TensorSpec, plan_shards, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from typing import Literal
 
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import ITEM_BYTES, StoredTensor
-from checkpoints_tools.weight_map import Index
+from checkpoints_tools.shapes import Index
 
 
 @dataclass(frozen=True, slots=True)

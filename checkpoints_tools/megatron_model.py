@@ -13,10 +13,10 @@ from checkpoints_tools.hf_model import WEIGHT_DTYPES
 from checkpoints_tools.layout import Extent, TensorLayout
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import ITEM_BYTES
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.index import DistIndex, DistTensor
 from checkpoints_tools.weight_map import (
     Copy,
-    Index,
     MegatronTensor,
     StoredKey,
     WeightMap,

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoints_tools.copying.convert import converter
+from checkpoints_tools.copying.files import sync_file
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES, INDEX_FILE, SINGLE_FILE, TensorWriter
 from checkpoints_tools.model_config import ModelConfig
-from checkpoints_tools.safetensors_file import TensorSpec, sync_file
+from checkpoints_tools.safetensors_file import ITEM_BYTES, TensorSpec
 from checkpoints_tools.weight_map import weight_map
 
 _SAFETENSORS_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -67,7 +69,10 @@ def _values(spec: TensorSpec, scale: float, seed: int, randomize_all: bool) -> I
 
 
 def _encode(values: np.ndarray, dtype: str) -> bytes:
-    if dtype == "BF16":  # upper half of a float32, rounded to nearest even; finite values only
-        bits = values.astype("<f4").view("<u4")
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
-    return values.astype("<f4" if dtype == "F32" else "<f2").tobytes()
+    data = values.astype("<f4", copy=False).view(np.uint8)
+    convert = converter("F32", dtype)
+    if convert is None:
+        return data.tobytes()
+    out = np.empty(len(values) * ITEM_BYTES[dtype], np.uint8)
+    convert(data, out)
+    return out.tobytes()

@@ -6,7 +6,6 @@ Source: https://github.com/huggingface/safetensors, README, Format.
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.weight_map import Index
+from checkpoints_tools.shapes import Index
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1,
@@ -162,12 +161,3 @@ def _shard(file_name: str, specs: list[TensorSpec]) -> Shard:
     base = 8 + len(text)
     starts = {spec.name: base + header[spec.name]["data_offsets"][0] for spec in specs}
     return Shard(file_name, len(text).to_bytes(8, "little") + text, starts, base + end)
-
-
-def sync_file(file: Path) -> None:
-    """Make a file's content durable."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

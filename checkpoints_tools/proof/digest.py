@@ -11,7 +11,7 @@ from checkpoints_tools.copying.run import run_jobs
 from checkpoints_tools.layout import StoredModel, TensorLayout
 from checkpoints_tools.plans import DType, target_dtypes
 from checkpoints_tools.safetensors_file import ITEM_BYTES
-from checkpoints_tools.weight_map import Index
+from checkpoints_tools.shapes import Index
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.models import config_contradictions, is_hf_folder
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.safetensors_file import ITEM_BYTES
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
 from checkpoints_tools.torch_dist.index import DistIndex, DistTensor
 from checkpoints_tools.torch_dist.read import read_index
-from checkpoints_tools.weight_map import Index, weight_map
+from checkpoints_tools.weight_map import weight_map
 from checkpoints_tools.weight_map.names import EMBEDDING, OUTPUT, parse_key
 
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer[./]")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from checkpoints_tools.proof.inspection import Inspection, TensorRow
-from checkpoints_tools.weight_map import Index
+from checkpoints_tools.shapes import Index
 
 _LAYER = re.compile(r"(.*?\blayers\.)(\d+)\.(.+)")
 _STACKED = "decoder.layers."

@@ -7,7 +7,7 @@ stored uncompressed, so a chunk's elements are one byte range of the file, row-m
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoints_tools.weight_map import Index
+from checkpoints_tools.shapes import Index
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import ITEM_BYTES
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.index import ByteItem, Chunk, DistIndex, DistTensor
 from checkpoints_tools.torch_dist.record_write import ALIGNMENT, object_record, tensor_record
 from checkpoints_tools.weight_map import (
-    Index,
     MegatronTensor,
     WeightMap,
     local_boxes,

@@ -15,9 +15,9 @@ from math import prod
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safetensors_file import ITEM_BYTES
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, Stored, Value, pickled
 from checkpoints_tools.torch_dist.unpickle import STORAGES
-from checkpoints_tools.weight_map import Index
 
 ALIGNMENT = 64
 _MAX_32, _MAX_64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
+from checkpoints_tools.copying.files import Files
 from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.index import ByteItem, Chunk, DistIndex, DistTensor
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, New, Value, pickled
 from checkpoints_tools.torch_dist.record_write import object_record, tensor_record
 from checkpoints_tools.torch_dist.unpickle import DTYPES
-from checkpoints_tools.weight_map import Index
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
 METADATA_FILE, COMMON_FILE, CONFIG_FILE = ".metadata", "common.pt", "metadata.json"
@@ -127,26 +126,17 @@ def tracker_text(iteration: int) -> bytes:
 def finish_records(index: DistIndex, crc_by_payload: Mapping[tuple[str, int], int], folder: Path) -> None:
     """Write what stands around the elements of every chunk in `folder`, and the objects ([None], all of them).
 
-    `crc_by_payload`: CRC-32 of each chunk's elements, by file name and position of the payload. The files must
-    exist; nothing is synced. Raises CheckpointError when a chunk's CRC is missing.
+    `crc_by_payload`: CRC-32 of each chunk's elements, by file name and position of the payload. Nothing is synced.
+    Raises CheckpointError when a chunk's CRC is missing or a file cannot be written.
     """
-    with ExitStack() as stack:
-        open_files: dict[str, int] = {}
-
-        def write(file: str, content: bytes, offset: int) -> None:
-            if file not in open_files:
-                open_files[file] = os.open(folder / file, os.O_WRONLY)
-                stack.callback(os.close, open_files[file])
-            if os.pwrite(open_files[file], content, offset) != len(content):
-                raise CheckpointError(f"{folder / file} cannot be written; make room there")
-
+    with Files() as files:
         for tensor in index.tensors.values():
             for chunk in tensor.chunks:
                 crc32 = crc_by_payload.get((chunk.file, chunk.payload))
                 if crc32 is None:
                     raise CheckpointError(f"{tensor.key}: the chunk at {chunk.start} was not written")
                 head, tail = tensor_record(chunk.shape, tensor.dtype, crc32)
-                write(chunk.file, head, chunk.record)
-                write(chunk.file, tail, chunk.record + chunk.record_bytes - len(tail))
+                files.write(folder / chunk.file, head, chunk.record)
+                files.write(folder / chunk.file, tail, chunk.record + chunk.record_bytes - len(tail))
         for item in index.items.values():
-            write(item.file, object_record([None]), item.record)
+            files.write(folder / item.file, object_record([None]), item.record)

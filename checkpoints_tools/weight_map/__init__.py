@@ -8,7 +8,6 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.weight_map.geometry import (
     Copy,
-    Index,
     LocalBox,
     MegatronTensor,
     Read,
@@ -55,7 +54,6 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Copy",
-    "Index",
     "LocalBox",
     "MegatronTensor",
     "Read",

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from checkpoints_tools.model_config import ModelConfig
-from checkpoints_tools.weight_map.geometry import Copy, Index, MegatronTensor
+from checkpoints_tools.shapes import Index
+from checkpoints_tools.weight_map.geometry import Copy, MegatronTensor
 
 
 @dataclass(frozen=True, slots=True)

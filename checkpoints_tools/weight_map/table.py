@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.shapes import Index
 from checkpoints_tools.weight_map.geometry import (
     Copy,
-    Index,
     MegatronTensor,
     Read,
     intersect,

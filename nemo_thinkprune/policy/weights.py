@@ -156,7 +156,8 @@ def _write(
     failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
-            _stream(weights, tensors, folder, cast, max_shard_bytes)
+            with user_errors():
+                _stream(weights, tensors, folder, cast, max_shard_bytes)
         except (OSError, UserError) as error:
             failure = error
     for _ in tensors:  # also after a failure: the other ranks go on sending

@@ -1,0 +1,3 @@
+"""The type of shapes and positions of tensors."""
+
+Index = tuple[int, ...]  # one integer an axis
