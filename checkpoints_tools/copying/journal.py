@@ -35,6 +35,12 @@ def read_journal(data: bytes, plan_id: str, folder: Path) -> dict[str, Done] | N
     return {done.name: done for done in finished if done is not None}
 
 
+def is_journal(data: bytes) -> bool:
+    """Whether a file's content begins as a journal of any plan does."""
+    first = _record(data.partition(b"\n")[0])
+    return first is not None and {"plan", "version"} <= first.keys()
+
+
 def _line(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)

@@ -15,7 +15,7 @@ from checkpoints_tools.copying.crew import on_threads
 from checkpoints_tools.copying.disk import read_error, write_error
 from checkpoints_tools.copying.files import sync_file
 from checkpoints_tools.copying.jobs import Done
-from checkpoints_tools.copying.journal import done_line, header_line, read_journal
+from checkpoints_tools.copying.journal import done_line, header_line, is_journal, read_journal
 from checkpoints_tools.copying.run import intact_ranges
 from checkpoints_tools.errors import CheckpointError
 
@@ -49,9 +49,14 @@ class PartialFolder:
         self._sources = [Path(source) for source in sources]
         self._journal_file = self.folder.with_name(self.folder.name + ".journal")
         self._journal = -1
+        self._made: set[Path] = set()
 
     def __enter__(self) -> Self:
-        _check_out(self.out, self._sources)
+        try:
+            _check_out(self.out, self._sources)
+        except CheckpointError:
+            self._clear_stray_journal()
+            raise
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -91,6 +96,7 @@ class PartialFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(path.parent, error) from error
+        self._made.add(path)
         return path
 
     def write_file(self, name: str, data: bytes) -> None:
@@ -119,11 +125,13 @@ class PartialFolder:
     def publish(self, last: Sequence[str] = ()) -> None:
         """Make everything durable and rename the folder to its name.
 
-        The files named in `last` (marks of completeness, small) are taken away first and written again when
-        all others are safe, so that not even a torn folder can carry one.
+        A file that no finished job wrote, and whose name this run never asked for, is of an earlier run that was
+        given up, and is removed. The files named in `last` (marks of completeness, small) are taken away first
+        and written again when all others are safe, so that not even a torn folder can carry one.
         """
         kept = [(name, self._take(name)) for name in last]
         try:
+            self._remove_leftovers()
             files = [path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()]
             on_threads(sync_file, files, threads=self._threads)
             for name, data in kept:
@@ -138,6 +146,23 @@ class PartialFolder:
                 self._journal_file.unlink()
         except OSError as error:
             raise write_error(self.out, error) from error
+
+    def forget(self) -> None:
+        """Trust nothing of what was written: the next run starts over."""
+        try:
+            os.ftruncate(self._journal, 0)
+        except OSError as error:
+            raise write_error(self._journal_file, error) from error
+        self.done = {}
+
+    def _remove_leftovers(self) -> None:
+        ours = self._made | {r.file for done in self.done.values() for r in done.ranges}
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what lies in a folder before the folder
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in ours:
+                path.unlink()
 
     def _take(self, name: str) -> bytes:
         path = self.path(name)
@@ -172,6 +197,20 @@ class PartialFolder:
             same = False
         if not same:  # its holder has published between our opening and our locking
             raise busy
+
+    def _clear_stray_journal(self) -> None:
+        """Remove the journal of a run that was killed when all but this was done: OUT is there, OUT.partial not.
+
+        As long as it lies there, a folder of that name would pass for ours.
+        """
+        if not self.out.is_dir() or not self._journal_file.is_file():
+            return
+        with contextlib.suppress(OSError, CheckpointError):  # the refusal of OUT is the news
+            unused = not self.folder.exists() or not any(self.folder.iterdir())
+            if unused and is_journal(self._journal_file.read_bytes()):
+                self._take_lock()
+                self._journal_file.unlink()
+        self._close()
 
     def _read_journal(self) -> None:
         with open(self._journal, "rb", closefd=False) as stream:

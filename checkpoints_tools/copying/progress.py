@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from checkpoints_tools.sizes import size
+
 _LINE_SECONDS = 5.0
 
 
@@ -66,7 +68,7 @@ class Progress:
         speed, at = self._copied / seconds, self._done + self._copied
         share = f" ({100 * at // self._total}%)" if self._total else ""
         left = f", {_time((self._total - at) / speed)} left" if speed else ""
-        return f"{self._what}: {_size(at)} of {_size(self._total)}{share}, {_size(speed)}/s{left}"
+        return f"{self._what}: {size(at)} of {size(self._total)}{share}, {size(speed)}/s{left}"
 
 
 def _bar(total: int, what: str, done: int, stream: TextIO) -> Any:
@@ -83,10 +85,6 @@ def _bar(total: int, what: str, done: int, stream: TextIO) -> Any:
     bar = progress.Progress(*columns, console=Console(file=stream))
     bar.add_task(what, total=total, completed=done)
     return bar
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _time(seconds: float) -> str:

@@ -265,3 +265,45 @@ def test_a_full_disk_leaves_what_can_be_gone_on_with(tmp_path: Path) -> None:
             assert data == load(source).tobytes()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_files_of_a_run_that_was_given_up_are_not_published(tmp_path: Path, wanted: dict[str, bytes]) -> None:
+    with pytest.raises(CheckpointError, match="stop"):
+        copy(tmp_path, stop_after=4)
+    folder = tmp_path / "out.partial"
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_bytes(b"{}")
+    (folder / "README.md").write_bytes(b"old")
+    (folder / "link").symlink_to(tmp_path / "source")
+    copy(tmp_path)
+    assert content(tmp_path / "out") == wanted
+    assert sorted(os.listdir(tmp_path / "out")) == ["deep", "file_0"]
+    assert (tmp_path / "source" / "file_0").is_file()
+
+
+def test_what_is_forgotten_is_copied_again(tmp_path: Path, wanted: dict[str, bytes]) -> None:
+    with pytest.raises(CheckpointError, match="stop"):
+        copy(tmp_path, stop_after=4)
+    with PartialFolder(tmp_path / "out", "plan") as partial:
+        assert len(partial.done) == 4
+        partial.forget()
+    assert len(copy(tmp_path)) == 6
+    assert content(tmp_path / "out") == wanted
+
+
+def test_a_journal_that_outlived_its_folder_is_cleared_away(tmp_path: Path) -> None:
+    journal = tmp_path / "out.partial.journal"
+    with pytest.raises(CheckpointError, match="stop"):
+        copy(tmp_path, stop_after=4)
+    stray = journal.read_bytes()
+    copy(tmp_path)
+    for text, stays in ((stray, False), (b"a file of mine\n", True)):
+        journal.write_bytes(text)
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            copy(tmp_path)
+        assert journal.exists() is stays
+    journal.write_bytes(stray)
+    (tmp_path / "out").rename(tmp_path / "moved")  # and the name is used for something else
+    assert len(copy(tmp_path, "new")) == 6
+    assert content(tmp_path / "out") == content(tmp_path / "moved")
+    assert not journal.exists()
