@@ -6,7 +6,7 @@ import zipfile
 from typing import Any
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import Placeholder, RestrictedUnpickler, check_pickle
+from checkpoints_tools.torch_dist.safe_pickle import Placeholder, RestrictedUnpickler, check_pickle
 
 _MAX_PICKLE = 64 << 20
 # Settings of a training run: Megatron-LM saves its arguments, with enumerations and configurations of its own.

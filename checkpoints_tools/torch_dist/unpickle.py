@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, ClassVar
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import RestrictedUnpickler, forget, load_restricted
+from checkpoints_tools.torch_dist.safe_pickle import RestrictedUnpickler, forget, load_restricted
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 

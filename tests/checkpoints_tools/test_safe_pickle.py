@@ -15,8 +15,8 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import check_pickle
 from checkpoints_tools.torch_dist.read import read_index
+from checkpoints_tools.torch_dist.safe_pickle import check_pickle
 
 
 class Touch:

@@ -29,11 +29,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.safe_pickle import check_pickle
 from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.pickle_out import Call, Global, New, pickled
 from checkpoints_tools.torch_dist.plan_chunks import file_sizes, plan_chunks
 from checkpoints_tools.torch_dist.record_write import object_record, tensor_record
+from checkpoints_tools.torch_dist.safe_pickle import check_pickle
 from checkpoints_tools.torch_dist.write import common_pt, finish_records, metadata_json, write_metadata
 from checkpoints_tools.weight_map import weight_map
 
