@@ -13,6 +13,7 @@ from rich.text import Text
 
 from checkpoints_tools.proof.inspection import Inspection, TensorRow
 from checkpoints_tools.shapes import Index
+from checkpoints_tools.sizes import size
 
 _LAYER = re.compile(r"(.*?\blayers\.)(\d+)\.(.+)")
 _STACKED = "decoder.layers."
@@ -56,17 +57,6 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def size(nbytes: int) -> str:
-    """Bytes in decimal units: 65.5 GB."""
-    if nbytes < 1000:
-        return f"{nbytes} B"
-    value, units = float(nbytes), iter(("kB", "MB", "GB", "TB", "PB"))
-    unit = ""
-    while value >= 999.5 and (next_unit := next(units, None)):
-        value, unit = value / 1000, next_unit
-    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
 def render(console: Console, found: Inspection, *, tensors: bool = False) -> None:

@@ -19,8 +19,8 @@ def test_lines_come_every_few_seconds_with_speed_and_time_left() -> None:
             now += 1.0
             bar.advance(100_000_000)
     assert stream.getvalue().splitlines() == [
-        "export: 2.50 GB of 10.00 GB (25%), 100.0 MB/s, 1:15 left",
-        "export: 3.00 GB of 10.00 GB (30%), 100.0 MB/s, 1:10 left",
+        "export: 2.5 GB of 10 GB (25%), 100 MB/s, 1:15 left",
+        "export: 3 GB of 10 GB (30%), 100 MB/s, 1:10 left",
     ]
 
 
