@@ -10,9 +10,8 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import StoredTensor
 from checkpoints_tools.weight_map import WeightMap
+from checkpoints_tools.weight_map.names import HF_EMBEDDING, HF_OUTPUT
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
 _BLOCK = 1 << 20
 
@@ -26,13 +25,15 @@ def check_tensors(
     see `check_tied_head`. Raises CheckpointError that lists the faults.
     """
     faults = [f"{name} is missing" for name in table.hf if name not in stored]
-    tied_head = {HEAD} if config.tied else set()
+    tied_head = {HF_OUTPUT} if config.tied else set()
     faults += [f"{name} is unknown" for name in _unknown(stored, table) if name not in tied_head]
     for name, shape in table.hf.items():
         if name in stored and stored[name].shape != shape:
             faults.append(f"{name} has shape {stored[name].shape}, config.json says {shape}")
         elif name in stored and stored[name].dtype not in WEIGHT_DTYPES:
-            faults.append(f"{name} is stored as {stored[name].dtype}, which is not read")
+            faults.append(
+                f"{name} is stored as {stored[name].dtype}; weights are read as {', '.join(WEIGHT_DTYPES)}"
+            )
     if faults:
         more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
         raise CheckpointError(
@@ -43,10 +44,10 @@ def check_tensors(
 def unknown_tensors(stored: Mapping[str, StoredTensor], table: WeightMap, config: ModelConfig) -> list[str]:
     """Names of a folder's tensors that the model has no place for; a tied model's own output layer is one."""
     names = _unknown(stored, table)
-    if config.tied and HEAD in names and EMBEDDING in stored:
+    if config.tied and HF_OUTPUT in names and HF_EMBEDDING in stored:
         with contextlib.suppress(CheckpointError):
             check_tied_head(stored)
-            names.remove(HEAD)
+            names.remove(HF_OUTPUT)
     return names
 
 
@@ -59,14 +60,14 @@ def check_tied_head(stored: Mapping[str, StoredTensor], *, rows: tuple[int, int]
 
     `rows` (first, count) limits the comparison. Raises CheckpointError when they differ.
     """
-    if HEAD not in stored:
+    if HF_OUTPUT not in stored:
         return
-    head, embedding = stored[HEAD], stored[EMBEDDING]
+    head, embedding = stored[HF_OUTPUT], stored[HF_EMBEDDING]
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
     width = embedding.nbytes // embedding.shape[0] if embedding.shape[0] else 0
     first, count = rows or (0, embedding.shape[0])
     if not (same and _same_bytes(head, embedding, first * width, count * width)):
-        raise CheckpointError(f"{HEAD} differs from {EMBEDDING}: set tie_word_embeddings to false")
+        raise CheckpointError(f"{HF_OUTPUT} differs from {HF_EMBEDDING}: set tie_word_embeddings to false")
 
 
 def _same_bytes(a: StoredTensor, b: StoredTensor, start: int, nbytes: int) -> bool:

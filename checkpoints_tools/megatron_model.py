@@ -24,13 +24,13 @@ from checkpoints_tools.weight_map import (
     weight_map,
 )
 from checkpoints_tools.weight_map.geometry import tiling_fault
-from checkpoints_tools.weight_map.names import OUTPUT
+from checkpoints_tools.weight_map.names import EMBEDDING, OUTPUT
 
 # What a wrong size of a Megatron tensor's rows or columns says about config.json.
 _HEADS = "num_attention_heads, num_key_value_heads or head_dim"
 _FIELDS = {
-    "embedding.word_embeddings.weight": ("vocab_size", "hidden_size"),
-    "output_layer.weight": ("vocab_size", "hidden_size"),
+    EMBEDDING: ("vocab_size", "hidden_size"),
+    OUTPUT: ("vocab_size", "hidden_size"),
     "linear_qkv.weight": (_HEADS, "hidden_size"),
     "linear_qkv.bias": (_HEADS,),
     "linear_proj.weight": ("hidden_size", "num_attention_heads or head_dim"),

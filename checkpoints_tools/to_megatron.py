@@ -12,6 +12,7 @@ from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.models import OpenCheckpoint
 from checkpoints_tools.plans import DType, Plan, jobs_of, partial_path, raw_layout, target_dtypes
+from checkpoints_tools.torch_dist.folders import TOKENIZER_FOLDER
 from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.plan_chunks import RecordCopy, file_sizes, plan_chunks
 from checkpoints_tools.torch_dist.plan_chunks import plan_reshard as plan_reshard_chunks
@@ -29,8 +30,6 @@ from checkpoints_tools.torch_dist.write import (
     write_metadata,
 )
 from checkpoints_tools.weight_map import weight_map
-
-TOKENIZER_FOLDER = "tokenizer"
 
 
 def plan_import(

@@ -24,10 +24,10 @@ from checkpoints_tools.shapes import Index
 from checkpoints_tools.torch_dist.folders import CheckpointFolder, find_checkpoint
 from checkpoints_tools.torch_dist.index import DistIndex, DistTensor
 from checkpoints_tools.torch_dist.read import read_index
+from checkpoints_tools.torch_dist.write import CONFIG_FILE
 from checkpoints_tools.weight_map import weight_map
-from checkpoints_tools.weight_map.names import EMBEDDING, OUTPUT, parse_key
+from checkpoints_tools.weight_map.names import EMBEDDING, HF_EMBEDDING, OUTPUT, is_optimizer_key, parse_key
 
-_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer[./]")
 _WRITER = re.compile(r"__(\d+)_\d+\.distcp")
 # What a file is, by its name; the first that fits.
 _ROLES = (
@@ -37,7 +37,7 @@ _ROLES = (
     ("config", r"config\.json|generation_config\.json"),
     ("tokenizer", r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
                   r"|chat_template\..*|.*\.tiktoken"),
-    ("run", r"run_config\.yaml|config\.ya?ml|training_info\.json"),
+    ("run", r"run_config\.yaml|config\.ya?ml|training_info\.json|manifest\.json"),
     ("text", r"README.*|LICENSE.*|NOTICE.*|.*\.md"),
 )  # fmt: skip
 _MOST_FILES = 10_000
@@ -148,7 +148,7 @@ def _huggingface(path: Path) -> Inspection:
         TensorRow(name, t.dtype, t.shape, t.nbytes, 1, (1,) * len(t.shape), "model")
         for name, t in ((name, stored[name]) for name in order)
     )
-    embedding = stored.get("model.embed_tokens.weight")
+    embedding = stored.get(HF_EMBEDDING)
     digest, manifest_problems = _manifest(path)
     return Inspection(
         path=str(path),
@@ -213,7 +213,7 @@ def _row(tensor: DistTensor) -> TensorRow:
     known = parse_key(tensor.key)
     role: Literal["model", "optimizer", "other"] = "model"
     if known is None:
-        role = "optimizer" if _OPTIMIZER.match(tensor.key) else "other"
+        role = "optimizer" if is_optimizer_key(tensor.key) else "other"
     nbytes = prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
     return TensorRow(tensor.key, tensor.dtype, tensor.shape, nbytes, len(tensor.chunks), pieces, role)
 
@@ -240,8 +240,8 @@ def _writers(index: DistIndex) -> int | None:
 
 def _incomplete(found: CheckpointFolder, index: DistIndex, config: ModelConfig | None) -> list[str]:
     problems = []
-    if not (found.iteration / "metadata.json").is_file():
-        problems.append("metadata.json is missing: Megatron writes it last, so the save did not finish")
+    if not (found.iteration / CONFIG_FILE).is_file():
+        problems.append(f"{CONFIG_FILE} is missing: Megatron writes it last, so the save did not finish")
     if config is not None:
         problems += [
             f"config.json is another model's: {fault}" for fault in config_contradictions(found, config)

@@ -16,7 +16,8 @@ from checkpoints_tools.small_files import read_json, read_text, read_yaml
 from checkpoints_tools.torch_dist.write import CONFIG_FILE, METADATA_FILE, TRACKER_FILE
 
 WEIGHTS_FOLDER = Path("policy", "weights")
-TOKENIZER_FOLDER = Path("policy", "tokenizer")
+RUN_TOKENIZER_FOLDER = Path("policy", "tokenizer")  # of NeMo-RL and the local engine, in step_N
+TOKENIZER_FOLDER = "tokenizer"  # of Megatron-Bridge, in the iteration's folder or beside it
 
 _UNFINISHED = re.compile(r"(tmp|old|gone)_step_\d+|.*\.partial")
 _ITERATION = re.compile(r"iter_\d{1,9}|release")
@@ -39,7 +40,11 @@ class CheckpointFolder:
     @property
     def places(self) -> tuple[Path, ...]:
         """Where config.json is looked for in the checkpoint."""
-        inside = (self.root / TOKENIZER_FOLDER, self.iteration / "tokenizer", self.root / "tokenizer")
+        inside = (
+            self.root / RUN_TOKENIZER_FOLDER,
+            self.iteration / TOKENIZER_FOLDER,
+            self.root / TOKENIZER_FOLDER,
+        )
         return tuple(dict.fromkeys((*inside, self.root, self.iteration)))
 
 

@@ -1,10 +1,11 @@
-"""Megatron's names of one tensor: as a parameter of a rank's module and as a checkpoint key."""
+"""Names of tensors: Megatron's, as a parameter of a rank's module and as a checkpoint key, and Hugging Face's ends."""
 
 import re
 from dataclasses import dataclass
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+HF_EMBEDDING, HF_OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 # The local layer spec has norm modules of its own; its checkpoints use TransformerEngine's fused names.
 # Source: megatron-core get_gpt_layer_local_spec, sharded_state_dict_keys_map.
@@ -21,9 +22,8 @@ _LAYERS = "decoder.layers."
 _LAYER = re.compile(r"decoder\.layers\.(0|[1-9]\d{0,5})\.(.+)")
 _EXTRA_STATE = "._extra_state"
 # What Megatron saves beside the model's tensors, as first part of a key. All else is taken for the model's.
-_NOT_THE_MODEL = re.compile(
-    r"(chained_\d+\.)?optimizer[./]|(rng_state|rerun_state_machine_state|opt_param_scheduler|common_state)(/|$)"
-)
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer[./]")
+_STATE = re.compile(r"(rng_state|rerun_state_machine_state|opt_param_scheduler|common_state)(/|$)")
 
 
 def canonical_name(parameter: str, *, layer_offset: int = 0, tied: bool = False) -> str:
@@ -65,7 +65,7 @@ def parse_key(key: str) -> StoredKey | None:
     That is optimizer, random and common state and TransformerEngine's `_extra_state`. A key that is neither
     gets a name that no weight map has, so that it is reported and not passed over.
     """
-    if _NOT_THE_MODEL.match(key) or _EXTRA_STATE in key:
+    if is_optimizer_key(key) or _STATE.match(key) or _EXTRA_STATE in key:
         return None
     if not key.startswith(_LAYERS):
         return StoredKey(key)
@@ -78,6 +78,11 @@ def parse_key(key: str) -> StoredKey | None:
     if match is None:
         return StoredKey(_LAYERS + rest, None, True, half)
     return StoredKey(f"{_LAYERS}{int(match[1])}.{rest}", int(match[1]), False, half)
+
+
+def is_optimizer_key(key: str) -> bool:
+    """Whether a checkpoint key is the optimizer's."""
+    return _OPTIMIZER.match(key) is not None
 
 
 def stored_key(name: str) -> tuple[str, int | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.shapes import Index
 from checkpoints_tools.weight_map.geometry import Copy, MegatronTensor
+from checkpoints_tools.weight_map.names import EMBEDDING, HF_EMBEDDING, HF_OUTPUT, OUTPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,12 @@ def layer_norms(config: ModelConfig) -> tuple[Piece, Piece]:
 def decoder_only(config: ModelConfig, layer: tuple[Piece, ...]) -> Iterator[Piece]:
     """Embedding, all decoder layers, last norm and, unless tied, the output layer; in the model's order."""
     vocab = (config.vocab_size, config.hidden_size)
-    yield whole("model.embed_tokens.weight", "embedding.word_embeddings.weight", vocab, tp_axis=0, vocab=True)
+    yield whole(HF_EMBEDDING, EMBEDDING, vocab, tp_axis=0, vocab=True)
     for index in range(config.num_layers):
         yield from (_in_layer(piece, index) for piece in layer)
     yield whole("model.norm.weight", "decoder.final_layernorm.weight", (config.hidden_size,))
     if not config.tied:
-        yield whole("lm_head.weight", "output_layer.weight", vocab, tp_axis=0, vocab=True)
+        yield whole(HF_OUTPUT, OUTPUT, vocab, tp_axis=0, vocab=True)
 
 
 def _in_layer(piece: Piece, index: int) -> Piece:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES, TensorWriter, carried_files, stored_tensors
-from checkpoints_tools.hf_model import EMBEDDING, check_tensors, check_tied_head
+from checkpoints_tools.hf_model import check_tensors, check_tied_head
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.safetensors_file import StoredTensor, TensorSpec
 from checkpoints_tools.weight_map import WeightMap
+from checkpoints_tools.weight_map.names import HF_EMBEDDING
 from nemo_thinkprune.policy import weight_gather
 from nemo_thinkprune.policy.weight_gather import (
     ModelChunks,
@@ -129,7 +130,7 @@ def _fill(parameter: nn.Parameter, name: str, table: WeightMap, reader: _Reader,
         parameter.zero_()
     for read in table.hf_reads(name, rank, size, padded):
         parameter[read.local_slice].copy_(reader.read(read.hf_name, read.hf_slice))
-        if tied and read.hf_name == EMBEDDING:
+        if tied and read.hf_name == HF_EMBEDDING:
             with user_errors():
                 check_tied_head(reader.stored, rows=(read.hf_start[0], read.shape[0]))
 

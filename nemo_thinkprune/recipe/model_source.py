@@ -9,11 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from checkpoints_tools.torch_dist.folders import RUN_TOKENIZER_FOLDER, WEIGHTS_FOLDER
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
 
-WEIGHTS_FOLDER = Path("policy/weights")
-TOKENIZER_FOLDER = Path("policy/tokenizer")
 _ITERATION = re.compile(r"iter_\d+")
 
 
@@ -82,8 +81,8 @@ def _newest_iteration(step: Path) -> Path:
 
 
 def _config_folder(step: Path, weights: Path) -> str:
-    if is_file(step / TOKENIZER_FOLDER / "config.json"):
-        return str(step / TOKENIZER_FOLDER)
+    if is_file(step / RUN_TOKENIZER_FOLDER / "config.json"):
+        return str(step / RUN_TOKENIZER_FOLDER)
     advice = (
         "give the Hugging Face model it was trained from as policy.model_name and "
         f"policy.pretrained_checkpoint.path={weights}"
@@ -95,7 +94,7 @@ def _config_folder(step: Path, weights: Path) -> str:
         name = None
     if not isinstance(name, str) or not name:
         raise UserError(
-            f"{step} has no {TOKENIZER_FOLDER}/config.json and its config.yaml does not name the model that the "
+            f"{step} has no {RUN_TOKENIZER_FOLDER}/config.json and its config.yaml does not name the model that the "
             f"weights belong to: {advice}"
         )
     folder = Path(os.path.expanduser(name))

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.torch_dist.folders import WEIGHTS_FOLDER
 from nemo_thinkprune.recipe.files import fsync_dir
-from nemo_thinkprune.recipe.model_source import WEIGHTS_FOLDER
 from nemo_thinkprune.training.disk import check_disk_space, disk_errors
 from nemo_thinkprune.training.manifest import MANIFEST, Pulse, seal, verify
 

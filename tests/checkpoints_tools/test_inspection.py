@@ -16,9 +16,10 @@ from support.models import small_config
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.proof.inspection import inspect, to_json
-from checkpoints_tools.proof.inspection_view import ranges, render, size
+from checkpoints_tools.proof.inspection_view import ranges, render
 from checkpoints_tools.proof.manifest import MANIFEST_FILE
 from checkpoints_tools.random_init import random_hf_init
+from checkpoints_tools.sizes import size
 
 CONFIG = small_config("Qwen2ForCausalLM", dtype="bfloat16", num_layers=12)
 PARAMETERS = 2 * 300 * 32 + 32 + 12 * (2 * 32 + 32 * 64 + 64 + 32 * 32 + 3 * 32 * 48)
@@ -73,6 +74,18 @@ def test_a_checkpoint_of_stacked_layers_cut_in_two(originals):
     fc1 = next(row for row in found.tensors if row.key == "decoder.layers.mlp.linear_fc1.weight")
     assert (fc1.shape, fc1.chunks, fc1.pieces) == ((12, 96, 32), 48, (12, 4, 1))
     assert "iter_0000002/common.pt" in [file.name for file in found.files if file.role == "checkpoint"]
+
+
+def test_every_file_of_a_runs_checkpoint_is_named(originals, tmp_path):
+    step = tmp_path / "step_7"
+    shutil.copytree(originals / "run/iter_0000002", step / "policy/weights/iter_0000000")
+    for name in ("manifest.json", "training_info.json", "config.yaml"):
+        (step / name).write_text("{}")
+    (step / "policy/tokenizer").mkdir()
+    (step / "policy/tokenizer/tokenizer_config.json").write_text("{}")
+    roles = {file.name: file.role for file in inspect(step, base=originals / "hf").files}
+    assert [roles[n] for n in ("manifest.json", "training_info.json", "config.yaml")] == ["run"] * 3
+    assert "unknown" not in roles.values()
 
 
 def test_a_checkpoint_without_config_is_shown_under_its_own_keys(originals):

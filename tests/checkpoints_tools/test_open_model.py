@@ -93,7 +93,7 @@ def test_a_hugging_face_folder_of_another_model_is_refused(saves: Saves, tmp_pat
         open_model(hf_folder(tmp_path / "b", saves, **{"model.extra": torch.ones(1)}))
     with pytest.raises(CheckpointError, match=rf"{norm} has shape \(3,\)"):
         open_model(hf_folder(tmp_path / "c", saves, **{norm: torch.ones(3)}))
-    with pytest.raises(CheckpointError, match=f"{norm} is stored as I64"):
+    with pytest.raises(CheckpointError, match=f"{norm} is stored as I64; weights are read as BF16, F16, F32"):
         open_model(hf_folder(tmp_path / "d", saves, **{norm: torch.ones(32, dtype=torch.int64)}))
 
 
