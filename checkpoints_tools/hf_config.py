@@ -6,16 +6,22 @@ neither known here nor switched off. Both spellings are read: transformers 4 (`r
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.errors import CheckpointError, printable
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
+from checkpoints_tools.small_files import read_text
 from checkpoints_tools.weight_map import ARCHITECTURES, Architecture, supported
 
-_MAX_CONFIG_BYTES = 16 << 20
+# Far beyond any model, and small enough that what is computed from them is too.
+_MOST = {
+    "num_hidden_layers": 10_000, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16,
+    "vocab_size": 1 << 24, "max_position_embeddings": 1 << 40, "original_max_position_embeddings": 1 << 40,
+}  # fmt: skip
+_MOST_OTHERS = 1 << 20
+_MOST_GROUPS = 1 << 16  # of all layers: each is some pieces of the weight map
 _DTYPES = ("bfloat16", "float16", "float32")
 
 # fmt: off
@@ -43,22 +49,20 @@ def read_hf_config(path: str | Path) -> ModelConfig:
     Raises CheckpointError when the file is missing, malformed, or describes a model that is not supported.
     """
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    text = read_text(file)
+    if text is None:
+        raise CheckpointError(f"{file} does not exist; give a Hugging Face model folder")
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file} is larger than any config.json ({_MAX_CONFIG_BYTES} bytes)")
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist; give a Hugging Face model folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} is not a JSON object")
     try:
         return config_from_dict(raw)
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from None
+        # It may quote the file, which is not to be trusted with a terminal.
+        raise CheckpointError(f"{file}: {printable(str(error), most=400)}") from None
 
 
 def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
@@ -73,6 +77,8 @@ def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
         raise CheckpointError(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
+    if kv_heads * _positive_int(raw, "num_hidden_layers") > _MOST_GROUPS:
+        raise CheckpointError("num_hidden_layers x num_key_value_heads is larger than any model's")
     return ModelConfig(
         architecture=architecture.name,
         hidden_size=hidden,
@@ -255,12 +261,16 @@ def _positive_int(raw: Mapping[str, Any], key: str) -> int:
     value = raw.get(key)
     if type(value) is not int or value <= 0:
         raise CheckpointError(f"{key} must be a positive integer, not {value!r}")
+    most = _MOST.get(key, _MOST_OTHERS)
+    if value > most:
+        raise CheckpointError(f"{key} is larger than any model's ({most})")
     return value
 
 
 def _positive_float(raw: Mapping[str, Any], key: str, default: float) -> float:
     value = raw.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+    # Compared, not converted: a whole number may be too large for a float.
+    if type(value) not in (int, float) or not 0 < value < 1e300:
         raise CheckpointError(f"{key} must be a positive number, not {value!r}")
     return float(value)
 

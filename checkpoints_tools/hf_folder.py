@@ -12,12 +12,13 @@ from typing import BinaryIO, Self
 from checkpoints_tools.copying.files import sync_file
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.safetensors_file import StoredTensor, TensorSpec, plan_shards, read_header
+from checkpoints_tools.small_files import read_text
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
-_MAX_INDEX_BYTES = 256 << 20
+_MAX_INDEX_BYTES = 16 << 20
 # Files beside the weights that belong to the model: configuration, tokenizer, chat template, licence.
 _CARRIED = re.compile(
     r"config\.json|generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
@@ -54,13 +55,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _read_index(file: Path) -> dict[str, str]:
+    text = read_text(file, max_bytes=_MAX_INDEX_BYTES)
+    if text is None:
+        raise CheckpointError(f"{file} is missing")
     try:
-        if file.stat().st_size > _MAX_INDEX_BYTES:
-            raise CheckpointError(f"{file} is larger than any index ({_MAX_INDEX_BYTES} bytes)")
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+        index = json.loads(text)
+    except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
@@ -68,7 +68,9 @@ def _read_index(file: Path) -> dict[str, str]:
     for place in places.values():
         # A bare file name: an index from elsewhere must not make us read outside the folder.
         if not isinstance(place, str) or not re.fullmatch(r"[\w.-]+\.safetensors", place):
-            raise CheckpointError(f"{file}: {place!r} is not the name of a safetensors file in this folder")
+            raise CheckpointError(
+                f"{file}: {repr(place)[:80]} is not the name of a safetensors file in this folder"
+            )
     return places
 
 

@@ -6,11 +6,13 @@ Source: https://github.com/huggingface/safetensors, README, Format.
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.shapes import Index
@@ -22,6 +24,7 @@ ITEM_BYTES = {
 # The reference implementation allows 100 MB, which would parse to a gigabyte; a header of the largest dense models,
 # in one file, is some 200 kB.
 _MAX_HEADER_BYTES = 16 << 20
+_MAX_NAME = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,8 @@ class StoredTensor:
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Tensors of a safetensors file. Raises CheckpointError on a damaged or malformed file."""
     try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
+        with _open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > size - 8:
                 raise CheckpointError(f"{file} is not a safetensors file, or is truncated")
@@ -86,6 +89,15 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _open_regular(file: Path) -> BinaryIO:
+    """Without waiting for a pipe's writer."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{file} is not a regular file")
+    return open(descriptor, "rb")
+
+
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys differ: of two tensors of one name, readers take one or the other."""
     content = dict(pairs)
@@ -95,11 +107,17 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _stored(file: Path, name: str, entry: Any, base: int) -> StoredTensor:
-    if not name.isprintable():  # it will be shown on terminals
+    if not name.isprintable() or len(name) > _MAX_NAME:  # it will be shown on terminals
         raise CheckpointError(f"{file}: {name!r:.80} is not a tensor's name")
     raw = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = raw.get("dtype"), _counts(raw.get("shape")), _counts(raw.get("data_offsets"))
-    if dtype not in ITEM_BYTES or shape is None or offsets is None or len(offsets) != 2:
+    if (
+        type(dtype) is not str
+        or dtype not in ITEM_BYTES
+        or shape is None
+        or offsets is None
+        or len(offsets) != 2
+    ):
         raise CheckpointError(f"{file}: malformed header entry of {name}")
     start, end = offsets
     if end - start != prod(shape) * ITEM_BYTES[dtype]:

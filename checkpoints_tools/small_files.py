@@ -18,6 +18,7 @@ from typing import Any
 from checkpoints_tools.errors import CheckpointError
 
 MAX_BYTES = 1 << 20
+_MAX_YAML_BYTES = 1 << 18  # a run's configuration has some 20 kB, and a megabyte takes half a minute to parse
 _LARGEST = 1e15
 # YAML 1.1 reads 1e-6, without a dot, as text; OmegaConf and people write it as a number.
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -61,7 +62,7 @@ def read_json(file: Path) -> Json | None:
 
 def read_yaml(file: Path) -> Json | None:
     """The mapping in a YAML file, None where there is no file. Raises CheckpointError for anything else."""
-    text = read_text(file)
+    text = read_text(file, max_bytes=_MAX_YAML_BYTES)
     return None if text is None else _mapping(parse_yaml(text, file), file)
 
 
@@ -77,9 +78,20 @@ def parse_yaml(text: str, file: Path) -> Any:
                 raise CheckpointError(f"{file}: the YAML merge key << is not supported")
             super().flatten_mapping(node)
 
+        def construct_yaml_int(self, node: Any) -> Any:
+            # YAML 1.1's numbers of base 60 (1:30) are text in 1.2; taken as numbers they cost quadratic time.
+            return node.value if ":" in str(node.value) else super().construct_yaml_int(node)
+
+        def construct_yaml_float(self, node: Any) -> Any:
+            return node.value if ":" in str(node.value) else super().construct_yaml_float(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    Loader.add_constructor("tag:yaml.org,2002:float", Loader.construct_yaml_float)
     try:
         return yaml.load(text, Loader=Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:
+    except (
+        yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, LookupError, ArithmeticError,
+    ) as error:  # fmt: skip
         if isinstance(error, CheckpointError):
             raise
         reason = " ".join(str(error).split())[:200]
