@@ -13,14 +13,17 @@ _ANY = "Your question."
 _ROOM = 4096
 
 
-def usage(run: RunFacts, repo: str | None) -> list[str]:
-    """The lines of the section; `repo` is the model's hub id, without one the snippet reads the present folder."""
+def usage(run: RunFacts, repo: str | None, dtype: str | None = None) -> list[str]:
+    """The lines of the section; `repo` is the model's hub id, without one the snippet reads the present folder.
+
+    `dtype` is what the model must be loaded with (torch's name), None where config.json says it.
+    """
     family = run.recipe.prompt_family if run.recipe else None
     known = family in INSTRUCTIONS
     hint = run.limit if known and run.recipe and run.recipe.length_hint else None
     question = _EXAMPLE if known and family != "plain" else _ANY
     prompt = [
-        f"model_id = {json.dumps(repo or '.')}" + ("" if repo else "  # this folder, or its id on the hub"),
+        model_line(repo),
         f"question = {json.dumps(question)}",
         "messages = [",
         *_messages(family if known and family else "plain", hint),
@@ -36,15 +39,20 @@ def usage(run: RunFacts, repo: str | None) -> list[str]:
         "With Transformers:",
         "",
         "```python",
-        *_transformers(run),
+        *_transformers(run, dtype),
         "```",
         "",
         "With vLLM:",
         "",
         "```python",
-        *_vllm(run),
+        *_vllm(run, dtype),
         "```",
     ]
+
+
+def model_line(repo: str | None) -> str:
+    """The line of the snippet that says where the model is."""
+    return f"model_id = {json.dumps(repo)}" if repo else 'model_id = "."  # this folder, or its id on the hub'
 
 
 def _measured_limit(run: RunFacts) -> int | None:
@@ -88,7 +96,7 @@ def _sampling(run: RunFacts) -> tuple[int, float | None, float | None]:
     return next((limit for limit in limits if limit), _ROOM), temperature, top_p
 
 
-def _transformers(run: RunFacts) -> list[str]:
+def _transformers(run: RunFacts, dtype: str | None) -> list[str]:
     room, temperature, top_p = _sampling(run)
     options = [f"max_new_tokens={room}"]
     if temperature == 0:
@@ -100,7 +108,7 @@ def _transformers(run: RunFacts) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         "tokenizer = AutoTokenizer.from_pretrained(model_id)",
-        'model = AutoModelForCausalLM.from_pretrained(model_id, dtype="auto", device_map="auto")',
+        f'model = AutoModelForCausalLM.from_pretrained(model_id, dtype="{dtype or "auto"}", device_map="auto")',
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
         ").to(model.device)",
@@ -109,13 +117,15 @@ def _transformers(run: RunFacts) -> list[str]:
     ]
 
 
-def _vllm(run: RunFacts) -> list[str]:
+def _vllm(run: RunFacts, dtype: str | None) -> list[str]:
     room, temperature, top_p = _sampling(run)
     options = [f"temperature={float(temperature)}"] if temperature is not None else []
     options += [f"top_p={float(top_p)}"] if top_p is not None and temperature != 0 else []
+    named = f', dtype="{dtype}"' if dtype else ""
     return [
         "from vllm import LLM, SamplingParams",
         "",
         f"sampling = SamplingParams({', '.join([*options, f'max_tokens={room}'])})",
-        "print(LLM(model=model_id).chat(messages, sampling)[0].outputs[0].text)",
+        f"llm = LLM(model=model_id{named})",
+        "print(llm.chat(messages, sampling)[0].outputs[0].text)",
     ]

@@ -13,6 +13,7 @@ from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.card_training import limits_text, training
 from checkpoints_tools.release.card_usage import usage
 from checkpoints_tools.release.license import License
+from checkpoints_tools.release.notes import dtype_to_name
 from checkpoints_tools.release.run_facts import RunFacts, shown_path
 from checkpoints_tools.release.run_stages import Results, Stage
 
@@ -48,7 +49,7 @@ def model_card(facts: CardFacts) -> str:
         [f"# {md.text(facts.title)}"],
         [_what_it_is(facts)],
         ["## Results", "", *_results(facts.run)],
-        ["## Use", "", *usage(facts.run, facts.repo)],
+        ["## Use", "", *usage(facts.run, facts.repo, _load_dtype(facts))],
         ["## Training", "", *training(facts.run, facts.base_model)],
         ["## Verification", "", *_verification(facts.manifest)],
         ["## Licence", "", _license(facts)],
@@ -75,6 +76,15 @@ def front_matter(facts: CardFacts) -> str:
     return yaml.safe_dump(values | {"tags": tags}, sort_keys=False, allow_unicode=True)
 
 
+def _dtypes(facts: CardFacts) -> set[str]:
+    """Safetensors dtypes of the stored tensors."""
+    return {tensor.dtype for tensor in facts.manifest.tensors.values()}
+
+
+def _load_dtype(facts: CardFacts) -> str | None:
+    return dtype_to_name(_dtypes(facts), facts.config.dtype)
+
+
 def _what_it_is(facts: CardFacts) -> str:
     run, base = facts.run, facts.base_model
     kind = f"A fine-tune of [{base}](https://huggingface.co/{base})" if base else "A language model"
@@ -89,7 +99,7 @@ def _what_it_is(facts: CardFacts) -> str:
     if run.step is not None:
         round_ = f" of round {run.round}" if run.round else ""
         parts.append(f"This is the checkpoint of step {run.step:,}{round_}.")
-    dtypes = " and ".join(sorted({tensor.dtype for tensor in facts.manifest.tensors.values()}))
+    dtypes = " and ".join(sorted(_dtypes(facts)))
     parts.append(
         f"{facts.manifest.parameters:,} parameters ({dtypes}), architecture {facts.config.architecture}."
     )

@@ -19,6 +19,7 @@ from checkpoints_tools.proof.manifest import Manifest
 from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.license import License, find_license
 from checkpoints_tools.release.model_card import CardFacts, model_card
+from checkpoints_tools.release.notes import dtype_to_name
 from checkpoints_tools.release.run_facts import Recipe, RunFacts
 from checkpoints_tools.release.run_stages import Results, Setting, Stage
 
@@ -120,6 +121,30 @@ def test_greedy_decoding_is_said_as_transformers_wants_it() -> None:
     _, body = head_and_body(model_card(replace(FACTS, run=replace(RUN, results=results))))
     _, transformers, vllm = code_blocks(body)
     assert "do_sample=False" in transformers and "top_p" not in transformers + vllm
+
+
+@pytest.mark.parametrize(
+    ("stored", "configured", "named"),
+    [
+        ({"F32"}, "bfloat16", "float32"),
+        ({"BF16"}, "float32", "bfloat16"),
+        ({"BF16"}, "bfloat16", None),
+        ({"BF16", "F32"}, "bfloat16", None),
+        ({"BF16", "F32"}, "float16", "float32"),
+        ({"F64", "F32"}, "float16", "float64"),
+        ({"I64"}, "float16", None),
+    ],
+)
+def test_the_snippets_load_the_stored_type(stored: set[str], configured: str, named: str | None) -> None:
+    assert dtype_to_name(stored, configured) == named
+    tensors = {kind: TensorDigest(kind, (2,), "0" * 64) for kind in stored}
+    facts = replace(
+        FACTS, manifest=replace(MANIFEST, tensors=tensors), config=replace(FACTS.config, dtype=configured)
+    )
+    _, transformers, vllm = code_blocks(head_and_body(model_card(facts))[1])
+    assert f'dtype="{named or "auto"}"' in transformers
+    assert (f'LLM(model=model_id, dtype="{named}")' if named else "LLM(model=model_id)") in vllm
+    ast.parse(transformers + "\n" + vllm)
 
 
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
