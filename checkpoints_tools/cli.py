@@ -217,21 +217,21 @@ def release(
 ) -> None:
     """Export with manifest and model card; push to the hub."""
     from checkpoints_tools import report
-    from checkpoints_tools.release.release import CardOptions
+    from checkpoints_tools.release.draft import CardOptions
+    from checkpoints_tools.release.release import Request
     from checkpoints_tools.release.release import release as make
 
-    made = make(
+    request = Request(
         checkpoint,
         out,
         base=base,
         dtype=dtype.value,
         max_shard_bytes=_bytes(max_shard_size),
-        threads=threads,
         options=CardOptions(base_model=base_model, license=license, title=title),
         push_to=push,
         private=private,
     )
-    report.released(made)
+    report.after_release(make(request, threads=threads, on_made=report.released))
 
 
 @plan_app.command("import")

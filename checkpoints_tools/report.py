@@ -26,6 +26,7 @@ from checkpoints_tools.proof.verify import (
     verify,
     verify_manifest,
 )
+from checkpoints_tools.release.notes import carried_notes
 from checkpoints_tools.release.release import Release
 
 
@@ -49,6 +50,10 @@ def converted(result: Result) -> None:
         say(f"  manifest {plan.out / MANIFEST_FILE}")
     if plan.verb == "export" and "tokenizer_config.json" not in plan.carried:
         say("  no tokenizer files lay beside the checkpoint; --base HF_DIR brings them")
+    if plan.verb == "export":
+        dtypes = {tensor.dtype for tensor in plan.tensors.values()}
+        for note in carried_notes(dtypes, plan.carried.values()):
+            say(f"  note: {note}")
     _warn(plan)
     say(f"next: {_next(result)}")
 
@@ -150,14 +155,18 @@ def inspected(path: Path, *, base: Path | None, tensors: bool, as_json: bool) ->
 
 
 def released(made: Release) -> None:
-    """A finished release: folder, what the card could not state, address, next command."""
+    """A release in its folder: size, digest, what the card could not state and what to look at."""
     if made.export is not None:
         size = f"{len(made.export.plan.tensors)} tensors, {made.export.nbytes:,} bytes"
         say(f"wrote {made.out}: {size}, with manifest and model card")
         _warn(made.export.plan)
     say(f"  digest {made.manifest.digest}")
-    for sentence in made.unknown:
-        say(f"  {sentence}")
+    for sentence in made.notes:
+        say(f"  note: {sentence}")
+
+
+def after_release(made: Release) -> None:
+    """Where a release was uploaded to, if it was, and the next command."""
     if made.url is not None:
         say(f"  uploaded: {made.url}")
     say(f"next: {made.next_command}")

@@ -3,128 +3,133 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from checkpoints_tools.convert import Result, default_threads, export_model
 from checkpoints_tools.errors import CheckpointError
-from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES
+from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES, carried_files
+from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, read_manifest
 from checkpoints_tools.proof.verify import verify
+from checkpoints_tools.release.draft import CardOptions, card_facts, name_on_hub, unknown
 from checkpoints_tools.release.hub import check_push, push
-from checkpoints_tools.release.license import check_license, find_license
-from checkpoints_tools.release.model_card import CARD_FILE, CardFacts, model_card
-from checkpoints_tools.release.run_facts import RunFacts, base_model_id, is_hub_id, read_run_facts
+from checkpoints_tools.release.license import check_license
+from checkpoints_tools.release.model_card import CARD_FILE, model_card
+from checkpoints_tools.release.notes import carried_notes
+from checkpoints_tools.release.run_facts import is_hub_id, read_run_facts
 
 
 @dataclass(frozen=True, slots=True)
-class CardOptions:
-    """What the user says where files do not: hub id of the base, identifier of the licence, title of the card."""
+class Request:
+    """What to release, and how.
 
-    base_model: str | None = None
-    license: str | None = None
-    title: str | None = None
+    `base` is as `open_checkpoint` takes it, `push_to` the repository to upload to; `private` counts for a new one.
+    """
+
+    checkpoint: Path
+    out: Path
+    base: Path | None = None
+    dtype: DType = "keep"
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    options: CardOptions = field(default_factory=CardOptions)
+    push_to: str | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """A finished release. `export` is None when `out` was there already; `url` is its address on the hub.
 
-    `unknown` tells, a sentence each, what the card could not state; `next_command` is for a shell.
+    `notes` tell, a sentence each, what the card could not state and what to look at before others see the
+    folder; `next_command` is for a shell.
     """
 
     out: Path
     export: Result | None
     manifest: Manifest
-    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
     url: str | None
     next_command: str
 
 
 def release(
-    checkpoint: Path,
-    out: Path,
+    request: Request,
     *,
-    base: Path | None = None,
-    dtype: DType = "keep",
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     threads: int | None = None,
-    options: CardOptions | None = None,
-    push_to: str | None = None,
-    private: bool = False,
+    on_made: Callable[[Release], None] = lambda _: None,
 ) -> Release:
-    """Export `checkpoint` as the folder `out`, with manifest and card, and upload it to `push_to` if given.
+    """Export the checkpoint as the folder `out`, with manifest and card, and upload it to `push_to` if given.
 
-    With `push_to`, an `out` that an earlier call made is uploaded as it is, once it and the checkpoint are
-    verified against its manifest: an upload that failed is taken up again by the same call.
+    With `push_to`, an `out` that an earlier call made is uploaded once it and the checkpoint are verified
+    against its manifest: an upload that failed is taken up again by the same request. Its card gets the
+    repository's name; an edited card is otherwise kept. `on_made` is told of the release ahead of the upload.
 
     Raises:
         CheckpointError: Checkpoint, run, option or hub is at fault; nothing unfinished is left at `out`.
     """
-    options = options or CardOptions()
-    _check_options(options)
-    if push_to is not None:
-        check_push(push_to)
-    facts = read_run_facts(checkpoint)
-    if push_to is not None and (out / MANIFEST_FILE).is_file():
-        manifest, export = _verified(checkpoint, out, base, dtype, threads or default_threads()), None
-        kept = f"{out} was there already and its card is kept: edit {CARD_FILE} to change what it states"
-        unknown: tuple[str, ...] = (kept,) if options != CardOptions() else ()
+    _check_options(request.options)
+    if request.push_to is not None:
+        check_push(request.push_to)
+    if request.push_to is not None and (request.out / MANIFEST_FILE).is_file():
+        made = _take_up(request, threads or default_threads())
     else:
-        title = options.title or (push_to or out.name).rpartition("/")[2]
-        draft = _Draft(facts, base, options, title=title, repo=push_to)
-        export = export_model(
-            checkpoint, out, base=base, dtype=dtype, threads=threads, verify=True, extra_files=draft.files,
-            max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
-        assert export.manifest is not None  # `verify` makes one
-        manifest, unknown = export.manifest, draft.unknown()
-    url = push(out, push_to, private=private) if push_to is not None else None
-    return Release(out, export, manifest, unknown, url, _next(checkpoint, out, url))
+        made = _make(request, threads)
+    on_made(made)
+    if request.push_to is None:
+        return made
+    url = push(request.out, request.push_to, private=request.private)
+    return replace(made, url=url, next_command=_verify_command(request))
 
 
-class _Draft:
-    """The card before the export: what is known of the run, completed when the export knows the tensors."""
+def _make(request: Request, threads: int | None) -> Release:
+    run = read_run_facts(request.checkpoint)
+    about = partial(
+        card_facts, run, request.options, out=request.out, base=request.base, repo=request.push_to
+    )
 
-    def __init__(
-        self, run: RunFacts, base: Path | None, options: CardOptions, *, title: str, repo: str | None
-    ) -> None:
-        self._run, self._base, self._options, self._title, self._repo = run, base, options, title, repo
-        self._written: CardFacts | None = None
-
-    def files(self, plan: Plan, manifest: Manifest | None) -> Mapping[str, bytes]:
-        """The files that the release adds to an export."""
+    def card(plan: Plan, manifest: Manifest | None) -> Mapping[str, bytes]:
         assert manifest is not None  # a release is always verified
-        run, options = self._run, self._options
-        base_model = options.base_model or run.base_model
-        if base_model is None and self._base is not None:
-            base_model = base_model_id(str(self._base.resolve()))
-        folders = [f for f in (self._base, run.base_folder) if f is not None]
-        license = find_license(options.license, folders, carried=plan.carried, base_model=base_model)
-        self._written = CardFacts(
-            self._title, self._repo, base_model, license, run, plan.source.config, manifest
-        )
-        return {CARD_FILE: model_card(self._written).encode()}
+        facts = about(config=plan.source.config, carried=plan.carried, manifest=manifest)
+        return {CARD_FILE: model_card(facts).encode()}
 
-    def unknown(self) -> tuple[str, ...]:
-        """What the card could not state, and what would tell it."""
-        card = self._written
-        assert card is not None
-        missing = []
-        if card.base_model is None:
-            missing.append("the base model is not known: give --base-model ID")
-        if card.license.id is None:
-            missing.append(
-                "the licence is not known: give --license ID, or --base with the base model's README.md"
-            )
-        if self._run.recipe is None:
-            missing.append("the recipe is not known: there is no config.yaml with the checkpoint")
-        if self._run.results is None or self._run.results.this is None:
-            missing.append("this checkpoint was not measured: its run's summary.json does not hold it")
-        return tuple(missing)
+    export = export_model(
+        request.checkpoint, request.out, base=request.base, dtype=request.dtype, threads=threads, verify=True,
+        extra_files=card, max_shard_bytes=request.max_shard_bytes,
+    )  # fmt: skip
+    plan, manifest = export.plan, export.manifest
+    assert manifest is not None
+    facts = about(config=plan.source.config, carried=plan.carried, manifest=manifest)
+    notes = (*unknown(facts), *_carried_notes(request.out, manifest))
+    return Release(request.out, export, manifest, notes, None, _push_command(request))
+
+
+def _take_up(request: Request, threads: int) -> Release:
+    """The release that lies in `out`, with the name of the repository in its card."""
+    out, run = request.out, read_run_facts(request.checkpoint)
+    manifest, config = _verified(request, threads)
+    carried = [file.name for file in carried_files(out)]
+    about = partial(
+        card_facts, run, request.options, out=out, base=request.base, config=config, carried=carried,
+        manifest=manifest,
+    )  # fmt: skip
+    named = about(repo=request.push_to)
+    if name_on_hub(out, unnamed=about(repo=None), named=named):
+        notes = unknown(named)
+    else:
+        notes = [
+            f"{out / CARD_FILE} is not the card that these options make, and is kept; remove it for a new one"
+        ]
+    notes += _carried_notes(out, manifest)
+    return Release(out, None, manifest, tuple(notes), None, _push_command(request))
+
+
+def _carried_notes(out: Path, manifest: Manifest) -> list[str]:
+    return carried_notes({tensor.dtype for tensor in manifest.tensors.values()}, carried_files(out))
 
 
 def _check_options(options: CardOptions) -> None:
@@ -136,18 +141,19 @@ def _check_options(options: CardOptions) -> None:
         check_license(options.license)
 
 
-def _verified(checkpoint: Path, out: Path, base: Path | None, dtype: DType, threads: int) -> Manifest:
-    """The manifest of `out`, once the weights there and those of the checkpoint are what it says."""
+def _verified(request: Request, threads: int) -> tuple[Manifest, ModelConfig]:
+    """Manifest and configuration of `out`, once the weights there and those of the checkpoint are what it says."""
+    out, checkpoint, dtype = request.out, request.checkpoint, request.dtype
     manifest = read_manifest(out)
     if manifest.dtype_policy != dtype:
         raise CheckpointError(
             f"{out} was made with --dtype {manifest.dtype_policy}: give that, or remove it and run the same "
             "command again"
         )
-    models = open_model(checkpoint, base=base), open_model(out)
-    result = verify(*models, threads=threads, as_dtype=dtype)
+    model, released = open_model(checkpoint, base=request.base), open_model(out)
+    result = verify(model, released, threads=threads, as_dtype=dtype)
     if result.same and result.b.digest == manifest.digest:
-        return manifest
+        return manifest, released.config
     names = ", ".join(finding.difference.name for finding in result.findings[:3])
     what = (
         f"differs from {checkpoint} in {names}" if names else f"does not verify against its {MANIFEST_FILE}"
@@ -155,7 +161,37 @@ def _verified(checkpoint: Path, out: Path, base: Path | None, dtype: DType, thre
     raise CheckpointError(f"{out} {what}, and is not uploaded; remove it and run the same command again")
 
 
-def _next(checkpoint: Path, out: Path, url: str | None) -> str:
-    if url is not None:
-        return f"thinkprune-ckpt verify {shlex.quote(str(checkpoint))} DOWNLOADED_COPY"
-    return f"thinkprune-ckpt release {shlex.quote(str(checkpoint))} {shlex.quote(str(out))} --push ORGANISATION/MODEL"
+def _push_command(request: Request) -> str:
+    """The command that uploads the release, with all that was asked for."""
+    options = request.options
+    size = request.max_shard_bytes
+    words = [
+        *_source_options(request),
+        *_option("--base-model", options.base_model),
+        *_option("--license", options.license),
+        *_option("--title", options.title),
+        *_option("--max-shard-size", None if size == DEFAULT_SHARD_BYTES else _size(size)),
+        *(["--private"] if request.private else []),
+        *_option("--push", request.push_to or "ORGANISATION/MODEL"),
+    ]
+    return shlex.join(["thinkprune-ckpt", "release", str(request.checkpoint), str(request.out), *words])
+
+
+def _verify_command(request: Request) -> str:
+    words = ["thinkprune-ckpt", "verify", str(request.checkpoint), "DOWNLOADED_COPY"]
+    return shlex.join([*words, *_source_options(request)])
+
+
+def _source_options(request: Request) -> list[str]:
+    dtype = None if request.dtype == "keep" else request.dtype
+    return [*_option("--base", request.base), *_option("--dtype", dtype)]
+
+
+def _option(flag: str, value: str | Path | None) -> list[str]:
+    # As one word, so that a value may begin with a dash.
+    return [] if value is None else [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+
+
+def _size(nbytes: int) -> str:
+    units = (("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
+    return next((f"{nbytes // unit}{name}" for name, unit in units if nbytes % unit == 0), str(nbytes))

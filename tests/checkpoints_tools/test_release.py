@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.models import open_model
 from checkpoints_tools.proof.manifest import read_manifest
 from checkpoints_tools.proof.verify import verify
-from checkpoints_tools.release.release import CardOptions, release
+from checkpoints_tools.release.draft import CardOptions
+from checkpoints_tools.release.notes import carried_notes
+from checkpoints_tools.release.release import Request, release
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +57,11 @@ def test_options_say_what_files_do_not(finished: tuple[Path, Path], tmp_path: Pa
     run, base = finished
     bare = tmp_path / "iter_0000000"
     shutil.copytree(run / LAST / "policy/weights/iter_0000000", bare)
-    made = release(bare, tmp_path / "out", base=base)
+    made = release(Request(bare, tmp_path / "out", base=base))
     assert front_matter(tmp_path / "out")["license"] == "apache-2.0"  # of --base
-    assert [sentence.split(" is not")[0] for sentence in made.unknown if "known" in sentence] == [
-        "the recipe"
-    ]
+    assert [sentence.split(" is not")[0] for sentence in made.notes if "known" in sentence] == ["the recipe"]
     given = CardOptions("Org/Other", "mit", "A *title*")
-    release(bare, tmp_path / "named", base=base, options=given)
+    release(Request(bare, tmp_path / "named", base=base, options=given))
     head = front_matter(tmp_path / "named")
     assert (head["base_model"], head["license"]) == ("Org/Other", "mit")
     assert "# A \\*title\\*\n" in (tmp_path / "named" / "README.md").read_text()
@@ -87,7 +88,7 @@ def test_a_damaged_record_is_refused_before_anything_is_written(
     run = shutil.copytree(finished[0], tmp_path / "run")
     (run / "summary.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"summary\.json cannot be read"):
-        release(run / LAST, tmp_path / "out")
+        release(Request(run / LAST, tmp_path / "out"))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -125,33 +126,201 @@ def test_what_does_not_verify_is_not_uploaded(
     finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
 ) -> None:
     out = tmp_path / "out"
-    release(finished[0] / LAST, out)
+    release(Request(finished[0] / LAST, out))
     file = next(out.glob("*.safetensors"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="not uploaded"):
-        release(finished[0] / LAST, out, push_to="Lab/Short")
+        release(Request(finished[0] / LAST, out, push_to="Lab/Short"))
     manifest = json.loads((out / "thinkprune-manifest.json").read_text())
     manifest["digest"] = "0" * 64
     (out / "thinkprune-manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="damaged or was edited"):
-        release(finished[0] / LAST, out, push_to="Lab/Short")
+        release(Request(finished[0] / LAST, out, push_to="Lab/Short"))
     assert hub.calls == []
 
 
-def test_a_release_that_is_there_keeps_its_type_and_its_card(
+def test_a_release_that_is_there_keeps_its_type(
+    finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
+) -> None:
+    release(Request(finished[0] / LAST, tmp_path / "out", dtype="fp32"))
+    with pytest.raises(CheckpointError, match="made with --dtype fp32"):
+        release(Request(finished[0] / LAST, tmp_path / "out", push_to="Lab/Short"))
+    assert hub.calls == []
+
+
+def next_command(output: str) -> list[str]:
+    """The words after `thinkprune-ckpt` of the command that is printed last, as a shell splits them."""
+    (line,) = [line for line in output.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line.removeprefix("next: "))
+    assert words[0] == "thinkprune-ckpt"
+    return words[1:]
+
+
+@pytest.fixture
+def bare(finished: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A checkpoint that has only weights, in a folder whose name a shell would split."""
+    return shutil.copytree(finished[0] / LAST / "policy/weights/iter_0000000", tmp_path / "a b/iter_0000000")
+
+
+def test_the_printed_commands_can_be_given_as_they_are(
+    finished: tuple[Path, Path], bare: Path, tmp_path: Path, hub: FakeHub
+) -> None:
+    out, title = tmp_path / "it's out", "$(Model) 'of' mine"
+    options = ["--base", str(finished[1]), "--dtype", "fp32", "--base-model", "Org/Base", "--license", "mit",
+               "--title", title, "--max-shard-size", "40kB", "--private"]  # fmt: skip
+    first = CliRunner().invoke(app, ["release", str(bare), str(out), *options])
+    assert first.exit_code == 0, first.output
+    command = next_command(first.output)
+    assert command[:3] == ["release", str(bare), str(out)] and command[-2:] == [
+        "--push",
+        "ORGANISATION/MODEL",
+    ]
+    shutil.move(out, tmp_path / "first")  # the command alone makes the same, save the model's name
+    second = CliRunner().invoke(app, [*command[:-1], "Lab/Short"])
+    assert second.exit_code == 0, second.output
+    assert hub.private == {"Lab/Short": True}
+    files = [{p.name: p.read_bytes() for p in f.iterdir()} for f in (out, tmp_path / "first")]
+    assert [len([name for name in made if name.endswith(".safetensors")]) > 1 for made in files] == [
+        True,
+        True,
+    ]
+    cards = [made.pop("README.md").decode() for made in files]
+    assert files[0] == files[1]
+    assert (
+        cards[1].replace('model_id = "."  # this folder, or its id on the hub', 'model_id = "Lab/Short"')
+        == (cards[0])
+    )
+    third = [str(out) if word == "DOWNLOADED_COPY" else word for word in next_command(second.output)]
+    checked = CliRunner().invoke(app, third)
+    assert third[0] == "verify" and checked.exit_code == 0, checked.output
+
+
+def test_a_command_without_options_is_printed_without_them(
+    finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made = release(Request(finished[0] / LAST, tmp_path / "out"))
+    assert shlex.split(made.next_command)[4:] == ["--push", "ORGANISATION/MODEL"]
+    odd = Request(
+        finished[0] / LAST, tmp_path / "odd", options=CardOptions(title="--x"), max_shard_bytes=10**9 + 1
+    )
+    words = shlex.split(release(odd).next_command)
+    assert words[4:-2] == ["--title=--x", "--max-shard-size", "1000000001"]
+
+
+def test_a_card_made_before_the_upload_gets_the_models_name(
     finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
 ) -> None:
     out = tmp_path / "out"
-    release(finished[0] / LAST, out, dtype="fp32")
-    with pytest.raises(CheckpointError, match="made with --dtype fp32"):
-        release(finished[0] / LAST, out, push_to="Lab/Short")
-    (out / "README.md").write_text("edited by hand\n")
+    release(Request(finished[0] / LAST, out))
+    assert 'model_id = "."' in (out / "README.md").read_text()
+    told: list[tuple[str, int]] = []
     made = release(
-        finished[0] / LAST, out, dtype="fp32", options=CardOptions(title="New"), push_to="Lab/Short"
+        Request(finished[0] / LAST, out, push_to="Lab/Short"),
+        on_made=lambda made: told.append((made.manifest.digest, len(hub.calls))),
     )
-    assert hub.repos["Lab/Short"]["README.md"] == b"edited by hand\n" and "card is kept" in made.unknown[0]
+    release(Request(finished[0] / LAST, tmp_path / "direct", push_to="Lab/Direct"))
+    card = (out / "README.md").read_bytes()
+    direct = (tmp_path / "direct" / "README.md").read_bytes()
+    assert card == direct.replace(b"Lab/Direct", b"Lab/Short").replace(b"# Direct", b"# Short")
+    assert b'model_id = "Lab/Short"\n' in card and b'model_id = "."' not in card
+    assert hub.repos["Lab/Short"]["README.md"] == card
+    assert made.notes == () and told == [(made.manifest.digest, 0)]
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_of_an_edited_card_only_the_models_name_is_filled_in(
+    finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub, end: bytes
+) -> None:
+    out = tmp_path / "out"
+    release(Request(finished[0] / LAST, out))
+    edited = (out / "README.md").read_bytes().replace(b"## Limitations", b"## What it cannot do")
+    edited = edited.replace(b"\n", end)
+    (out / "README.md").write_bytes(edited)
+    made = release(Request(finished[0] / LAST, out, push_to="Lab/Short", options=CardOptions(title="New")))
+    line = b'model_id = "."  # this folder, or its id on the hub'
+    assert line + end in edited
+    assert hub.repos["Lab/Short"]["README.md"] == edited.replace(line, b'model_id = "Lab/Short"')
+    assert "is kept" in made.notes[0]
+
+
+def test_a_card_of_the_users_own_is_not_touched_and_one_removed_is_made_anew(
+    finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
+) -> None:
+    out, request = tmp_path / "out", Request(finished[0] / LAST, tmp_path / "out", push_to="Lab/Short")
+    release(Request(finished[0] / LAST, out))
+    own = b'mine: model_id = "."\n model_id = "/here"\n'
+    (out / "README.md").write_bytes(own)
+    assert "is kept" in release(request).notes[0]
+    assert hub.repos["Lab/Short"]["README.md"] == own
+    (out / "README.md").unlink()
+    assert release(request).notes == ()
+    assert b'model_id = "Lab/Short"' in hub.repos["Lab/Short"]["README.md"]
+
+
+def test_what_was_made_is_told_even_if_the_upload_fails(
+    finished: tuple[Path, Path], tmp_path: Path, hub: FakeHub
+) -> None:
+    hub.fail = {"/commit/": 503}
+    command = ["release", str(finished[0] / LAST), str(tmp_path / "out"), "--push", "Lab/Short"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and done.output.index("wrote ") < done.output.index("the hub failed (503)")
+
+
+def local_base(finished: tuple[Path, Path], tmp_path: Path, **config: object) -> Path:
+    base = shutil.copytree(finished[1], tmp_path / "base")
+    raw = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(raw | config))
+    return base
+
+
+@pytest.mark.parametrize("verb", ["export", "release"])
+def test_a_dtype_that_config_json_does_not_name_is_told(
+    finished: tuple[Path, Path], bare: Path, tmp_path: Path, verb: str
+) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, [verb, str(bare), str(out), "--base", str(finished[1]), "--dtype", "fp32"])
+    assert done.exit_code == 0, done.output
+    assert (out / "config.json").read_bytes() == (finished[1] / "config.json").read_bytes()
+    assert 'says bfloat16, but tensors are float32: load them with dtype="float32"' in done.output
+    if verb == "release":
+        card = (out / "README.md").read_text()
+        assert (
+            'from_pretrained(model_id, dtype="float32", ' in card
+            and 'LLM(model=model_id, dtype="float32")' in card
+        )
+
+
+@pytest.mark.parametrize("verb", ["export", "release"])
+def test_a_local_path_in_a_carried_file_is_told_before_anybody_reads_it(
+    finished: tuple[Path, Path], bare: Path, tmp_path: Path, verb: str
+) -> None:
+    base = local_base(finished, tmp_path, _name_or_path="/home/me/secret project")
+    command = [verb, str(bare), str(tmp_path / "out"), "--base", str(base)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.output.splitlines() if "local path" in line]
+    assert "config.json" in line and "/home/me/secret project" in line
+    assert (tmp_path / "out" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "local"),
+    [("/a", True), ("~/a", True), ("./a", True), ("..\\a", True), ("a/b/c", True), ("C:\\a", True),
+     ("file:///a", True), ("Qwen/QwQ-32B", False), ("gpt2", False), ("", False), (None, False), (3, False)],
+)  # fmt: skip
+def test_what_a_local_path_is(tmp_path: Path, name: object, local: bool) -> None:
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({"name_or_path": name, "eos_token": "/s", "dtype": "float16"}))
+    assert len(carried_notes(["BF16"], [file])) == local
+
+
+def test_a_carried_file_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    for text in ("{", "[]", "{}", '{"dtype": null}'):
+        (tmp_path / "config.json").write_text(text)
+        assert carried_notes(["F32"], [tmp_path / "config.json", tmp_path / "absent.json"]) == []
 
 
 def test_without_a_push_a_folder_that_is_there_is_refused(
@@ -160,5 +329,5 @@ def test_without_a_push_a_folder_that_is_there_is_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(CheckpointError):
-        release(finished[0] / LAST, tmp_path / "out")
+        release(Request(finished[0] / LAST, tmp_path / "out"))
     assert (tmp_path / "out" / "mine").read_text() == "x"
