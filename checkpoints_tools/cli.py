@@ -1,21 +1,25 @@
 """The command `thinkprune-ckpt`: verbs without logic.  Each parses, calls one function and prints.
 
-Exit codes: 0 done (or equal), 1 different, 2 something the user can correct, 130 interrupted.
+Exit codes: 0 done (or equal), 1 different, 2 something the user can correct, 70 a defect of this program (with
+a traceback), 130 interrupted, 141 nobody reads the output any more. So 1 never means anything but different.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.errors import CheckpointError, printable
 
-EXIT_DIFFERENT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_DIFFERENT, EXIT_USAGE, EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 2, 70, 130, 141
 
 
 class Verbs(typer.core.TyperGroup):
@@ -28,14 +32,51 @@ class Verbs(typer.core.TyperGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted; run the same command again to go on", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except CheckpointError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(EXIT_USAGE) from None
+        except (CheckpointError, OSError, MemoryError) as error:
+            raise typer.Exit(_explained(error)) from None
+
+
+def _explained(error: Exception) -> int:
+    """Say what went wrong in one message; gives the exit code."""
+    if isinstance(error, OSError):
+        _drop_output()  # what could not be printed would be tried again at the end
+    if isinstance(error, BrokenPipeError):
+        return EXIT_UNREAD
+    text = str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+    elif isinstance(error, MemoryError):
+        text = "out of memory; free some, or raise the limit (ulimit -v)"
+    typer.echo(f"error: {printable(text)}", err=True)
+    return EXIT_USAGE
+
+
+def _drop_output() -> None:
+    """Leave standard output without what it still holds, if it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _path(value: Path | None) -> Path | None:
+    """A path as the user means it. Raises CheckpointError where the system refuses even to look there."""
+    if value is None:
+        return None
+    try:
+        path = Path(os.path.expanduser(value))
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise CheckpointError(f"{str(value)[:300]} cannot be used: {error.strerror}") from None
+    return path
 
 
 app = typer.Typer(
     cls=Verbs,
     help="Convert between Megatron distributed checkpoints and Hugging Face, and prove that they are equal.",
+    epilog="Exit codes: 0 done, or the same; 1 different; 2 something to correct; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,29 +96,45 @@ class DTypeName(StrEnum):
     FP32 = "fp32"
 
 
-HFArgument = Annotated[Path, typer.Argument(metavar="HF_DIR", help="Hugging Face model folder.")]
+HFArgument = Annotated[
+    Path, typer.Argument(metavar="HF_DIR", help="Hugging Face model folder.", callback=_path)
+]
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
         metavar="CKPT",
         help="step_N folder, iter_* folder, or a folder with latest_checkpointed_iteration.txt.",
+        callback=_path,
     ),
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Hugging Face folder or checkpoint.")]
-OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist.")]
+OutArgument = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist, or be empty.")
+]
 BaseOption = Annotated[
     Path | None,
-    typer.Option(help="Hugging Face folder of the base model, for a checkpoint without config.json."),
+    typer.Option(
+        metavar="HF_DIR", help="Hugging Face folder of the base model, for a checkpoint without config.json."
+    ),
 ]
-DTypeOption = Annotated[DTypeName, typer.Option("--dtype", help="Type of the written tensors.")]
+DTypeOption = Annotated[
+    DTypeName, typer.Option("--dtype", help="Type of the written tensors; keep: as they are stored.")
+]
 ChunkTPOption = Annotated[
-    int, typer.Option("--chunk-tp", min=1, help="Cut chunks for this many tensor parallel loaders.")
+    int, typer.Option("--chunk-tp", metavar="N", min=1, help="Cut chunks for N tensor parallel loaders.")
 ]
 ShardOption = Annotated[
-    str, typer.Option("--max-shard-size", help="Largest safetensors file, such as 5GB or 900MB.")
+    str,
+    typer.Option("--max-shard-size", metavar="SIZE", help="Largest safetensors file, such as 5GB or 900MB."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, max=32, help="Threads that read and write; default: the cores, 2 to 8.")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=32,
+        help="Threads that read and write; by default the cores, 2 to 8.",
+    ),
 ]
 VerifyOption = Annotated[
     bool,
@@ -151,7 +208,7 @@ def reshard(
     threads: ThreadsOption = None,
     verify: VerifyOption = True,
 ) -> None:
-    """Cut chunks so that N loaders read only their own bytes."""
+    """Megatron to Megatron: other chunks, for N loaders."""
     from checkpoints_tools import convert, report
 
     report.converted(
@@ -161,12 +218,14 @@ def reshard(
 
 @app.command("verify")
 def verify(
-    a: ModelArgument,
-    b: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="The model to compare it with.")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="Compare with this manifest instead.")] = None,
+    a: Annotated[Path, typer.Argument(metavar="A", help="Hugging Face folder or checkpoint.")],
+    b: Annotated[Path | None, typer.Argument(metavar="B", help="The one to compare it with.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare A with this manifest instead of with B.")
+    ] = None,
     base: BaseOption = None,
     dtype: Annotated[
-        DTypeName, typer.Option("--dtype", help="Convert both before comparing.")
+        DTypeName, typer.Option("--dtype", help="Convert what is compared to this type first.")
     ] = DTypeName.KEEP,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -175,7 +234,7 @@ def verify(
     from checkpoints_tools import report
 
     if (b is None) == (manifest is None):
-        raise typer.BadParameter("give a second model, or --manifest FILE", param_hint="MODEL")
+        raise typer.BadParameter("give B, or --manifest FILE, and not both", param_hint="B")
     result = report.verified(a, b, manifest, base=base, dtype=dtype.value, threads=threads, as_json=as_json)
     raise typer.Exit(result.exit_code)
 
@@ -199,11 +258,13 @@ def release(
     out: OutArgument,
     base: BaseOption = None,
     dtype: DTypeOption = DTypeName.KEEP,
-    base_model: Annotated[str | None, typer.Option(help="Hub id of the base model.")] = None,
-    license: Annotated[
-        str | None, typer.Option("--license", help="Licence of the base model, as on the hub.")
+    base_model: Annotated[
+        str | None, typer.Option(metavar="ID", help="Hub id of the base model, such as Qwen/QwQ-32B.")
     ] = None,
-    title: Annotated[str | None, typer.Option(help="Title of the model card.")] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Licence of the base model, as on the hub.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Title of the model card.")] = None,
     push: Annotated[
         str | None,
         typer.Option(
