@@ -57,15 +57,18 @@ def _run(command: list[str], *arguments: object) -> subprocess.CompletedProcess[
     # PYTHONPATH would let this environment's packages in.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, check=False
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd="/",  # Python also looks for modules where it is started
+        check=False,
     )
 
 
 def test_the_environment_has_no_torch(command: list[str]) -> None:
     for module in ("torch", "transformers", "safetensors", "nemo_thinkprune", "megatron"):
-        done = subprocess.run(
-            [command[0], "-c", f"import {module}"], capture_output=True, text=True, cwd="/", check=False
-        )
+        done = _run([command[0], "-c", f"import {module}"])
         assert "ModuleNotFoundError" in done.stderr
 
 
