@@ -107,14 +107,18 @@ CheckpointArgument = Annotated[
         callback=_path,
     ),
 ]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Hugging Face folder or checkpoint.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(callback=_path, metavar="MODEL", help="Hugging Face folder or checkpoint.")
+]
 OutArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; must not exist, or be empty.")
+    Path, typer.Argument(callback=_path, metavar="OUT", help="Folder to make; must not exist, or be empty.")
 ]
 BaseOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="HF_DIR", help="Hugging Face folder of the base model, for a checkpoint without config.json."
+        callback=_path,
+        metavar="HF_DIR",
+        help="Hugging Face folder of the base model, for a checkpoint without config.json.",
     ),
 ]
 DTypeOption = Annotated[
@@ -148,10 +152,10 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMG]?I?B?)", text.strip().upper())
     if match is None or match[2] not in _UNITS or not float(match[1]) * _UNITS[match[2]] >= 1:
         raise typer.BadParameter(
-            f"{text!r} is not a size such as 5GB or 900MB", param_hint="--max-shard-size"
+            f"{text[:40]!r} is not a size such as 5GB or 900MB", param_hint="--max-shard-size"
         )
     return int(float(match[1]) * _UNITS[match[2]])
 
@@ -218,10 +222,15 @@ def reshard(
 
 @app.command("verify")
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Hugging Face folder or checkpoint.")],
-    b: Annotated[Path | None, typer.Argument(metavar="B", help="The one to compare it with.")] = None,
+    a: Annotated[
+        Path, typer.Argument(callback=_path, metavar="A", help="Hugging Face folder or checkpoint.")
+    ],
+    b: Annotated[
+        Path | None, typer.Argument(callback=_path, metavar="B", help="The one to compare it with.")
+    ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Compare A with this manifest instead of with B.")
+        Path | None,
+        typer.Option(callback=_path, metavar="FILE", help="Compare A with this manifest instead of with B."),
     ] = None,
     base: BaseOption = None,
     dtype: Annotated[
@@ -347,6 +356,31 @@ def plan_reshard(
     report.planned(plan(open_checkpoint(checkpoint, base=base), out, chunk_tp=chunk_tp), as_json=as_json)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    app(prog_name="thinkprune-ckpt")
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:  # all that is on the disk can be gone on from
+            os._exit(EXIT_INTERRUPTED)
+        interrupted = True
+        raise KeyboardInterrupt
+
+    code: Any = EXIT_DEFECT
+    try:
+        signal.signal(signal.SIGINT, interrupt)
+        app(prog_name="thinkprune-ckpt")
+    except SystemExit as error:
+        code = error.code
+    except KeyboardInterrupt:
+        pass
+    except (CheckpointError, OSError, MemoryError) as error:
+        code = _explained(error)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+    _drop_output()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt but Python's own end
+    sys.exit(EXIT_INTERRUPTED if interrupted else code)

@@ -94,7 +94,7 @@ def cut_parts(number: int, job: Job, *, most: int | None) -> list[Part]:
     room = limit = most if most is not None else max(job.nbytes, 1)
     for band in ordered_bands(job):
         pair = job.pairs[band.pair]
-        row_bytes = pair.nbytes // (pair.destination or pair.source).shape[0]
+        row_bytes = pair.nbytes // (pair.destination or pair.source).matrix[0]
         row, end = band.row, band.row + band.rows
         while row < end:
             if room < row_bytes and bands:

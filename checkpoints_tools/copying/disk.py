@@ -13,9 +13,12 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written where `folder` is or will be."""
     folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise read_error(folder, error) from error
 
 
 def allocated_bytes(folder: Path) -> int:

@@ -290,7 +290,9 @@ def _relative(file: Path, folder: Path) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key that counts layers as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
+    return [
+        (int(part), "") if part.isdecimal() and len(part) < 10 else (-1, part) for part in name.split(".")
+    ]
 
 
 def to_json(found: Inspection) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Megatron-Bridge's `tokenizer` in it; one such folder alone.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,8 @@ def find_checkpoint(path: Path, *, complete: bool = True) -> CheckpointFolder:
     found = CheckpointFolder(iteration, _root(given, iteration), None, None)
     files = next((p for p in found.places if (p / "config.json").is_file()), None)
     name = _model_name(found.root / "config.yaml")
-    if files is None and name is not None and (Path(name) / "config.json").is_file():
-        files = Path(name)
+    if files is None and name is not None:
+        files = _with_config(name)
     return CheckpointFolder(iteration, found.root, files, name)
 
 
@@ -145,8 +146,17 @@ def _root(given: Path, iteration: Path) -> Path:
     return parents[1] if (parents[1] / TRACKER_FILE).is_file() else given
 
 
+def _with_config(name: str) -> Path | None:
+    """The folder of that name, if it is one that has a config.json; it may be anything a run calls a model."""
+    folder = Path(os.path.expanduser(name))
+    try:
+        return folder if (folder / "config.json").is_file() else None
+    except OSError:
+        return None
+
+
 def _model_name(config: Path) -> str | None:
     content = read_yaml(config)
     policy = (content or {}).get("policy")
     name = policy.get("model_name") if isinstance(policy, dict) else None
-    return name if isinstance(name, str) and name.isprintable() else None
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 1000 else None
