@@ -45,11 +45,7 @@ def _rows(run: RunFacts, recipe: Recipe, base_model: str | None) -> list[tuple[s
 
 
 def _start(run: RunFacts, recipe: Recipe, base_model: str | None) -> str:
-    base = (
-        f"[{base_model}](https://huggingface.co/{base_model})"
-        if base_model
-        else "a local model, not on the hub"
-    )
+    base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a local model"
     warm = run.results is not None and run.results.baseline and run.results.baseline.label == "after warm-up"
     extra = [f"weights of {md.code(shown_path(recipe.pretrained))}"] if recipe.pretrained else []
     if warm and recipe.warmup_steps:

@@ -1,4 +1,4 @@
-"""A release's card: drafted from the run, the export and the user's options, and given the model's name on the hub."""
+"""A release's card: drafted from the run, the export and the user's options, and later renewed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoints_tools.copying.disk import read_error, write_error
+from checkpoints_tools.copying.disk import write_error
 from checkpoints_tools.copying.files import sync_file
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.proof.manifest import Manifest
 from checkpoints_tools.release.card_usage import model_line
 from checkpoints_tools.release.license import find_license
-from checkpoints_tools.release.model_card import CARD_FILE, CardFacts, model_card
+from checkpoints_tools.release.model_card import CARD_FILE, CardFacts, is_unedited, model_card
 from checkpoints_tools.release.run_facts import RunFacts, base_model_id
+from checkpoints_tools.small_files import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +55,33 @@ def unknown(card: CardFacts) -> list[str]:
     if card.base_model is None:
         missing.append("the base model is not known: give --base-model ID")
     if card.license.id is None:
-        missing.append(
-            "the licence is not known: give --license ID, or --base with the base model's README.md"
-        )
+        missing.append("the licence is not known: give --license ID")
     if card.run.recipe is None:
-        missing.append("the recipe is not known: there is no config.yaml with the checkpoint")
+        missing.append("the recipe is not known: no config.yaml is with the checkpoint")
     if card.run.results is None or card.run.results.this is None:
-        missing.append("this checkpoint was not measured: its run's summary.json does not hold it")
+        missing.append("no results: no summary.json of the run holds this checkpoint")
     return missing
 
 
-def name_on_hub(out: Path, *, unnamed: CardFacts, named: CardFacts) -> bool:
-    """Put the hub's id into the card in `out`; False where the card is not one of these two, and was kept.
+def renew_card(out: Path, facts: CardFacts) -> bool:
+    """Bring the card in `out` up to `facts`; False where it was edited, and kept.
 
-    A card as it was made for `unnamed` becomes that of `named`; so does one that was removed. Of an edited card
-    only the line is replaced that says where to load the model from, and only if nobody touched it.
+    Of an edited card only the line is replaced that says where to load the model from, if nobody touched it and
+    the model's id on the hub is known by now. A card that was removed is made anew.
 
     Raises:
         CheckpointError: The card cannot be read or written.
     """
-    file, wanted = out / CARD_FILE, model_card(named).encode()
-    try:
-        found = file.read_bytes()
-    except FileNotFoundError:
-        found = None
-    except OSError as error:
-        raise read_error(file, error) from error
-    if found is None or found == model_card(unnamed).encode():
-        _replace(file, wanted)
-        return True
-    if found == wanted:
-        return True
-    lines = (re.escape(model_line(None)).encode(), model_line(named.repo).encode())
-    filled = re.sub(rb"^" + lines[0] + rb"(?=\r?$)", lambda _: lines[1], found, flags=re.MULTILINE)
-    if filled != found:
-        _replace(file, filled)
-    return False
+    file = out / CARD_FILE
+    found = read_text(file)
+    card = model_card(facts)
+    edited = found is not None and not is_unedited(found)
+    if found is not None and edited:
+        line = rf"^{re.escape(model_line(None))}(?=\r?$)"
+        card = re.sub(line, lambda _: model_line(facts.repo), found, flags=re.MULTILINE)
+    if card != found:
+        _replace(file, card.encode())
+    return not edited
 
 
 def _replace(file: Path, data: bytes) -> None:

@@ -81,8 +81,8 @@ def _token() -> str:
     token = next(filter(None, values), None)
     if token is None:
         raise CheckpointError(
-            "no token for the hub in the environment: run export HF_TOKEN=... with a token that may write "
-            "(https://huggingface.co/settings/tokens); that of `hf auth login` is not used"
+            "no token for the hub in the environment: run export HF_TOKEN=... with one that may write (that of "
+            "`hf auth login` is not used)"
         )
     return token
 

@@ -5,6 +5,7 @@ Only what the run's files say is stated; what they do not say is called not meas
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from checkpoints_tools.model_config import ModelConfig
@@ -44,7 +45,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The content of README.md: front matter for the hub, then Markdown."""
+    """The content of README.md: front matter for the hub, Markdown, and a seal that shows whether it was edited."""
     sections = [
         [f"# {md.text(facts.title)}"],
         [_what_it_is(facts)],
@@ -56,7 +57,18 @@ def model_card(facts: CardFacts) -> str:
         ["## Limitations", "", *_limitations(facts)],
     ]
     body = "\n\n".join("\n".join(lines) for lines in sections)
-    return f"---\n{front_matter(facts)}---\n\n{body}\n"
+    text = f"---\n{front_matter(facts)}---\n\n{body}\n"
+    return f"{text}\n{_seal(text)}\n"
+
+
+def is_unedited(card: str) -> bool:
+    """Whether a README.md is, to the byte, one that `model_card` made, for whatever facts."""
+    text, _, seal = card.removesuffix("\n").rpartition("\n\n")
+    return f"{seal}\n" == f"{_seal(text + chr(10))}\n" and card.endswith("\n")
+
+
+def _seal(text: str) -> str:
+    return f"<!-- thinkprune-ckpt {hashlib.sha256(text.encode()).hexdigest()} -->"
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -180,16 +192,20 @@ def _selection(run: RunFacts) -> list[str]:
 
 def _verification(manifest: Manifest) -> list[str]:
     how = _STORED.get(manifest.dtype_policy, "")
+    same = ["It depends neither on the format nor on the sharding: the checkpoint has the same.", ""]
+    if manifest.dtype_policy != "keep":
+        same = []  # the checkpoint's types may be others
     return [
         f"The weights were copied from {_SOURCE_FORMATS.get(manifest.source_format, 'a checkpoint')}, {how}, and read "
-        f"back. `{MANIFEST_FILE}` holds the SHA-256 of each of its {len(manifest.tensors):,} tensors; the digest of "
+        f"back. `{MANIFEST_FILE}` holds the SHA-256 of each of the {len(manifest.tensors):,} tensors; the digest of "
         "the whole model is",
         "",
         "```",
         f"sha256:{manifest.digest}",
         "```",
         "",
-        "To check a downloaded copy, or that a checkpoint holds the same model, whatever its format and sharding:",
+        *same,
+        "To check a downloaded copy, in its folder:",
         "",
         "```bash",
         f"thinkprune-ckpt verify . --manifest {MANIFEST_FILE}",
@@ -217,7 +233,9 @@ def _limitations(facts: CardFacts) -> list[str]:
         lines.append("- The numbers above come from one training run and one set of problems.")
     if run.recipe and run.recipe.data:
         names = ", ".join(md.code(name) for name in run.recipe.data)
-        lines.append(f"- Training saw only {names}; accuracy and length on other tasks were not measured.")
+        lines.append(
+            f"- The training above used only {names}; accuracy and length on other tasks were not measured."
+        )
     else:
         lines.append("- Accuracy and length on tasks other than those it was trained on were not measured.")
     if run.limit:

@@ -16,7 +16,7 @@ from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, read_manifest
 from checkpoints_tools.proof.verify import verify
-from checkpoints_tools.release.draft import CardOptions, card_facts, name_on_hub, unknown
+from checkpoints_tools.release.draft import CardOptions, card_facts, renew_card, unknown
 from checkpoints_tools.release.hub import check_push, push
 from checkpoints_tools.release.license import check_license
 from checkpoints_tools.release.model_card import CARD_FILE, model_card
@@ -65,9 +65,9 @@ def release(
 ) -> Release:
     """Export the checkpoint as the folder `out`, with manifest and card, and upload it to `push_to` if given.
 
-    With `push_to`, an `out` that an earlier call made is uploaded once it and the checkpoint are verified
-    against its manifest: an upload that failed is taken up again by the same request. Its card gets the
-    repository's name; an edited card is otherwise kept. `on_made` is told of the release ahead of the upload.
+    An `out` that an earlier call (or an export) made is not made again: once it and the checkpoint are verified
+    against its manifest, its card is renewed, unless it was edited, and it is uploaded. So an upload that failed
+    is taken up by the same request. `on_made` is told of the release ahead of the upload.
 
     Raises:
         CheckpointError: Checkpoint, run, option or hub is at fault; nothing unfinished is left at `out`.
@@ -75,7 +75,7 @@ def release(
     _check_options(request.options)
     if request.push_to is not None:
         check_push(request.push_to)
-    if request.push_to is not None and (request.out / MANIFEST_FILE).is_file():
+    if (request.out / MANIFEST_FILE).is_file():
         made = _take_up(request, threads or default_threads())
     else:
         made = _make(request, threads)
@@ -109,21 +109,15 @@ def _make(request: Request, threads: int | None) -> Release:
 
 
 def _take_up(request: Request, threads: int) -> Release:
-    """The release that lies in `out`, with the name of the repository in its card."""
+    """The release that lies in `out`, with a card for this request."""
     out, run = request.out, read_run_facts(request.checkpoint)
     manifest, config = _verified(request, threads)
-    carried = [file.name for file in carried_files(out)]
-    about = partial(
-        card_facts, run, request.options, out=out, base=request.base, config=config, carried=carried,
-        manifest=manifest,
+    facts = card_facts(
+        run, request.options, out=out, base=request.base, repo=request.push_to, config=config,
+        carried=[file.name for file in carried_files(out)], manifest=manifest,
     )  # fmt: skip
-    named = about(repo=request.push_to)
-    if name_on_hub(out, unnamed=about(repo=None), named=named):
-        notes = unknown(named)
-    else:
-        notes = [
-            f"{out / CARD_FILE} is not the card that these options make, and is kept; remove it for a new one"
-        ]
+    kept = [f"{out / CARD_FILE} was edited and is kept; remove it to get a new one"]
+    notes = unknown(facts) if renew_card(out, facts) else kept
     notes += _carried_notes(out, manifest)
     return Release(out, None, manifest, tuple(notes), None, _push_command(request))
 
@@ -151,6 +145,8 @@ def _verified(request: Request, threads: int) -> tuple[Manifest, ModelConfig]:
             "command again"
         )
     model, released = open_model(checkpoint, base=request.base), open_model(out)
+    if released.format != "huggingface":
+        raise CheckpointError(f"{out} holds a checkpoint, not a release; choose another name")
     result = verify(model, released, threads=threads, as_dtype=dtype)
     if result.same and result.b.digest == manifest.digest:
         return manifest, released.config
@@ -158,7 +154,7 @@ def _verified(request: Request, threads: int) -> tuple[Manifest, ModelConfig]:
     what = (
         f"differs from {checkpoint} in {names}" if names else f"does not verify against its {MANIFEST_FILE}"
     )
-    raise CheckpointError(f"{out} {what}, and is not uploaded; remove it and run the same command again")
+    raise CheckpointError(f"{out} {what}, and is left as it is; remove it and run the same command again")
 
 
 def _push_command(request: Request) -> str:

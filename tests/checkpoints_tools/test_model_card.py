@@ -18,7 +18,7 @@ from checkpoints_tools.proof.digest import TensorDigest
 from checkpoints_tools.proof.manifest import Manifest
 from checkpoints_tools.release import card_text as md
 from checkpoints_tools.release.license import License, find_license
-from checkpoints_tools.release.model_card import CardFacts, model_card
+from checkpoints_tools.release.model_card import CardFacts, is_unedited, model_card
 from checkpoints_tools.release.notes import dtype_to_name
 from checkpoints_tools.release.run_facts import Recipe, RunFacts
 from checkpoints_tools.release.run_stages import Results, Setting, Stage
@@ -177,6 +177,21 @@ def test_the_released_control_is_not_called_thinkprune() -> None:
     head, body = head_and_body(model_card(replace(FACTS, run=run)))
     assert head["tags"] == ["reasoning", "grpo"] and "It is the control of a ThinkPrune run" in body
     assert "4,000" not in body.split("## Results")[0]
+
+
+def test_the_seal_shows_an_edit() -> None:
+    card = model_card(FACTS)
+    assert is_unedited(card) and is_unedited(model_card(replace(FACTS, title="-->\n\n<!--")))
+    without_seal = card[: card.rindex("<!--")]
+    edits = [card.replace("round 2", "round 9"), card.replace("\n", "\r\n"), card + "\n", card + "More.\n",
+             card[:-1], without_seal, f"{without_seal}More.\n", f"\n{card}", ""]  # fmt: skip
+    assert not any(is_unedited(edited) for edited in edits)
+
+
+def test_that_the_checkpoint_has_the_same_digest_is_said_only_of_unconverted_tensors() -> None:
+    said = "the checkpoint has the same"
+    assert said in model_card(FACTS)
+    assert said not in model_card(replace(FACTS, manifest=replace(MANIFEST, dtype_policy="fp32")))
 
 
 def test_the_digest_and_how_to_check_it() -> None:

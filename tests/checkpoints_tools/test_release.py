@@ -14,6 +14,7 @@ from support.pruned_runs import LAST, base_model, pruned_run
 from typer.testing import CliRunner
 
 from checkpoints_tools.cli import app
+from checkpoints_tools.convert import export_model, import_model
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.models import open_model
 from checkpoints_tools.proof.manifest import read_manifest
@@ -131,7 +132,7 @@ def test_what_does_not_verify_is_not_uploaded(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="not uploaded"):
+    with pytest.raises(CheckpointError, match="left as it is"):
         release(Request(finished[0] / LAST, out, push_to="Lab/Short"))
     manifest = json.loads((out / "thinkprune-manifest.json").read_text())
     manifest["digest"] = "0" * 64
@@ -188,10 +189,9 @@ def test_the_printed_commands_can_be_given_as_they_are(
     ]
     cards = [made.pop("README.md").decode() for made in files]
     assert files[0] == files[1]
-    assert (
-        cards[1].replace('model_id = "."  # this folder, or its id on the hub', 'model_id = "Lab/Short"')
-        == (cards[0])
-    )
+    cards[1] = cards[1].replace('"."  # this folder, or its id on the hub', '"Lab/Short"')
+    texts = [card.rpartition("\n\n")[0] for card in cards]  # without the seal, which differs
+    assert texts[0] == texts[1] and 'model_id = "Lab/Short"' in texts[0]
     third = [str(out) if word == "DOWNLOADED_COPY" else word for word in next_command(second.output)]
     checked = CliRunner().invoke(app, third)
     assert third[0] == "verify" and checked.exit_code == 0, checked.output
@@ -220,11 +220,10 @@ def test_a_card_made_before_the_upload_gets_the_models_name(
         Request(finished[0] / LAST, out, push_to="Lab/Short"),
         on_made=lambda made: told.append((made.manifest.digest, len(hub.calls))),
     )
-    release(Request(finished[0] / LAST, tmp_path / "direct", push_to="Lab/Direct"))
+    release(Request(finished[0] / LAST, tmp_path / "direct", push_to="Lab/Short"))
     card = (out / "README.md").read_bytes()
-    direct = (tmp_path / "direct" / "README.md").read_bytes()
-    assert card == direct.replace(b"Lab/Direct", b"Lab/Short").replace(b"# Direct", b"# Short")
-    assert b'model_id = "Lab/Short"\n' in card and b'model_id = "."' not in card
+    assert card == (tmp_path / "direct" / "README.md").read_bytes()
+    assert b'model_id = "Lab/Short"\n' in card and b'model_id = "."' not in card and b"# Short\n" in card
     assert hub.repos["Lab/Short"]["README.md"] == card
     assert made.notes == () and told == [(made.manifest.digest, 0)]
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
@@ -258,6 +257,40 @@ def test_a_card_of_the_users_own_is_not_touched_and_one_removed_is_made_anew(
     (out / "README.md").unlink()
     assert release(request).notes == ()
     assert b'model_id = "Lab/Short"' in hub.repos["Lab/Short"]["README.md"]
+
+
+def test_what_a_note_asks_for_is_put_into_the_card_without_another_export(
+    finished: tuple[Path, Path], bare: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(finished[1], tmp_path / "base")
+    (base / "README.md").unlink()
+    (base / "LICENSE").unlink()
+    command = ["release", str(bare), str(tmp_path / "out"), "--base", str(base)]
+    first = CliRunner().invoke(app, command)
+    assert "give --license ID" in first.output and "give --base-model ID" in first.output
+    weights = next((tmp_path / "out").glob("*.safetensors")).stat()
+    second = CliRunner().invoke(app, [*command, "--license", "mit", "--base-model", "Lab/Base-1B"])
+    assert second.exit_code == 0 and "was there already" in second.output, second.output
+    assert "give --license" not in second.output and "give --base-model" not in second.output
+    head = front_matter(tmp_path / "out")
+    assert (head["license"], head["base_model"]) == ("mit", "Lab/Base-1B")
+    assert next((tmp_path / "out").glob("*.safetensors")).stat() == weights
+
+
+def test_an_export_becomes_a_release_by_a_card(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    export_model(finished[0] / LAST, tmp_path / "out")
+    release(Request(finished[0] / LAST, tmp_path / "out"))
+    release(Request(finished[0] / LAST, tmp_path / "other" / "out"))
+    cards = [(folder / "out" / "README.md").read_bytes() for folder in (tmp_path, tmp_path / "other")]
+    assert cards[0] == cards[1]
+
+
+def test_a_checkpoint_with_a_manifest_is_no_release(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    import_model(finished[1], tmp_path / "imported")
+    for source in (finished[0] / LAST, tmp_path / "imported"):
+        with pytest.raises(CheckpointError, match="not a release"):
+            release(Request(source, tmp_path / "imported"))
+    assert not (tmp_path / "imported" / "README.md").exists()
 
 
 def test_what_was_made_is_told_even_if_the_upload_fails(
