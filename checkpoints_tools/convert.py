@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from checkpoints_tools.copying.crew import on_threads
 from checkpoints_tools.copying.disk import allocated_bytes, require_space
+from checkpoints_tools.copying.files import drop_cached
 from checkpoints_tools.copying.jobs import Done
 from checkpoints_tools.copying.partial import PartialFolder
 from checkpoints_tools.copying.progress import Progress
@@ -23,11 +25,15 @@ from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof.compare import compare
 from checkpoints_tools.proof.digest import TensorDigest, digest_model
 from checkpoints_tools.proof.manifest import MANIFEST_FILE, Manifest, manifest_of, to_bytes
+from checkpoints_tools.proof.stated import require_stated, require_stated_shapes, stated_manifest
 from checkpoints_tools.to_hf import plan_export
 from checkpoints_tools.to_megatron import plan_import, plan_reshard
 
 # Two overlap reading, hashing and writing on one core; more than eight gain little on one disk.
 MIN_THREADS, MAX_THREADS = 2, 8
+
+# Room in the journal for a finished job, a digest or a range: names of keys and files are not longer.
+_JOURNAL_LINE = 256
 
 # Small files made once the tensors' digests are known, name to content (a model card).
 ExtraFiles = Callable[[Plan, Manifest | None], Mapping[str, bytes]]
@@ -37,7 +43,8 @@ ExtraFiles = Callable[[Plan, Manifest | None], Mapping[str, bytes]]
 class Result:
     """A finished conversion. `manifest` is None when verification was turned off.
 
-    `resumed` counts bytes that an earlier, interrupted run had already written.
+    `nbytes` are those of all files in the output. `resumed` counts bytes that an earlier, interrupted run had
+    already written.
     """
 
     plan: Plan = field(repr=False)
@@ -85,8 +92,10 @@ def export_model(
 
     `extra_files` are written into `out` before it is published. Raises CheckpointError as `import_model` does.
     """
-    model = open_checkpoint(source, base=base).model
-    plan = plan_export(model, out, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    opened = open_checkpoint(source, base=base)
+    plan = plan_export(
+        opened.model, out, root=opened.folder.root, dtype=dtype, max_shard_bytes=max_shard_bytes
+    )
     return execute(plan, dtype=dtype, threads=threads, verify=verify, extra_files=extra_files)
 
 
@@ -118,25 +127,52 @@ def execute(
     """Carry out a plan; with `verify` the output is read back and compared with what was read from the source.
 
     Raises:
-        CheckpointError: Reading or writing failed, or what was written differs; nothing is left at the output.
+        CheckpointError: Reading or writing failed, the source is not what a manifest beside it says, or what was
+            written differs; nothing is left at the output.
     """
     count = threads or default_threads()
-    with PartialFolder(plan.out, plan.identity(verify), sources=[plan.source.path], threads=count) as partial:
+    stated = stated_manifest(plan.source) if verify else None
+    if stated is not None:
+        require_stated_shapes(stated, plan)
+    with PartialFolder(plan.out, plan.identity(verify), sources=[plan.root], threads=count) as partial:
         resumed = sum(r.nbytes for done in partial.done.values() for r in done.ranges)
-        require_space(partial.folder, plan.nbytes - allocated_bytes(partial.folder))
+        planned = sum(output_sizes(plan, dtype=dtype).values()) + _journal_bytes(plan)
+        require_space(partial.folder, planned - allocated_bytes(partial.folder))
         _copy(plan, partial, threads=count, verify=verify, resumed=resumed)
+        if stated is not None:
+            require_stated(stated, plan, _digests(plan, partial.done))
         ranges = [r for done in partial.done.values() for r in done.ranges]
         plan.seal({(r.file, r.offset): r.crc32 for r in ranges})
         for name, file in plan.carried.items():
             partial.copy_file(file, name)
         _write(partial, plan.texts)
-        manifest = _prove(plan, partial.done, dtype=dtype, threads=count) if verify else None
+        manifest = _prove(plan, partial, dtype=dtype, threads=count) if verify else None
         if manifest is not None:
             _write(partial, {MANIFEST_FILE: to_bytes(manifest)})
         if extra_files is not None:
             _write(partial, extra_files(plan, manifest))
         partial.publish(last=plan.last)
-    return Result(plan, plan.nbytes, resumed, manifest)
+    return Result(plan, _bytes_in(partial.out), resumed, manifest)
+
+
+def output_sizes(plan: Plan, *, dtype: DType) -> dict[str, int]:
+    """Bytes of every file of the output, by its name there; a manifest's size does not depend on the digests."""
+    digests = {name: TensorDigest(t.dtype, t.shape, "0" * 64) for name, t in plan.tensors.items()}
+    manifest = to_bytes(manifest_of(plan.source, digests, dtype_policy=dtype))
+    return {**plan.sizes(), MANIFEST_FILE: len(manifest)}
+
+
+def _journal_bytes(plan: Plan) -> int:
+    """The most that the journal, which lies beside the output until that is whole, can come to."""
+    total = _JOURNAL_LINE
+    for job in (*plan.jobs, *plan.raw_jobs):
+        extents = sum(len(pair.destination.extents) for pair in job.pairs if pair.destination is not None)
+        total += (1 + len(job.pairs) + extents) * _JOURNAL_LINE
+    return total
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _write(partial: PartialFolder, texts: Mapping[str, bytes]) -> None:
@@ -156,20 +192,27 @@ def _copy(plan: Plan, partial: PartialFolder, *, threads: int, verify: bool, res
             )
 
 
-def _prove(plan: Plan, done: Mapping[str, Done], *, dtype: DType, threads: int) -> Manifest:
-    """Read the output back from the disk and compare it with the digests taken while the source was read."""
+def _digests(plan: Plan, done: Mapping[str, Done]) -> dict[str, TensorDigest]:
+    """Digests that were taken while the source was read, in the types that were written."""
     read = {name: digest for item in done.values() for name, digest in item.digests.items()}
-    expected = {n: TensorDigest(t.dtype, t.shape, read[n]) for n, t in plan.tensors.items()}
-    total = sum(job.nbytes for job in (*plan.jobs, *plan.raw_jobs))
+    return {name: TensorDigest(t.dtype, t.shape, read[name]) for name, t in plan.tensors.items()}
+
+
+def _prove(plan: Plan, partial: PartialFolder, *, dtype: DType, threads: int) -> Manifest:
+    """Read the output back from the disk and compare it with the digests taken while the source was read."""
+    on_threads(drop_cached, [partial.path(name) for name in plan.files], threads=threads)
+    total = sum(job.nbytes for job in plan.jobs)
     with Progress(total, "verify") as progress:
         found = digest_model(plan.read_back(), threads=threads, on_bytes=progress.advance)
-        raw = [r for job in plan.raw_jobs for r in done[job.name].ranges]
-        damaged = len(raw) - len(intact_ranges(raw, threads=threads))
-    faults = [difference.name for difference in compare(expected, found)]
-    if faults or damaged:
-        what = ", ".join(faults[:5]) or f"{damaged} records beside the model"
+    faults = [difference.name for difference in compare(_digests(plan, partial.done), found)]
+    ranges = [(job, partial.done[job.name].ranges) for job in plan.raw_jobs]
+    intact = intact_ranges([r for _, part in ranges for r in part], threads=threads)
+    faults += [job.pairs[0].source.name for job, part in ranges if not intact.issuperset(part)]
+    if faults:
+        partial.forget()
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
-            f"{plan.out} was not made: {what} came back from the disk different from what was written; "
-            "the disk or memory is faulty, or another program wrote there"
+            f"{plan.out} was not made: {', '.join(faults[:5])}{more} came back from the disk different from what was "
+            "written; the disk or memory is faulty, or another program wrote there; the same command starts over"
         )
     return manifest_of(plan.source, found, dtype_policy=dtype)

@@ -25,7 +25,7 @@ _FLOATS = {"F16", "BF16", "F32", "F64"}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A conversion. All names are relative to the output folder.
+    """A conversion. All names are relative to the output folder, which must not lie in `root`, the whole source.
 
     `jobs` copy tensors, `raw_jobs` byte ranges that are not the model's. `files`: weight files and their final
     sizes in bytes. `carried`: small files copied byte for byte, name to source. `texts`: small files that are
@@ -36,6 +36,7 @@ class Plan:
 
     verb: Literal["import", "export", "reshard"]
     source: StoredModel
+    root: Path
     out: Path
     jobs: tuple[Job, ...]
     raw_jobs: tuple[Job, ...]
@@ -47,16 +48,16 @@ class Plan:
     seal: Callable[[Mapping[tuple[Path, int], int]], None]
     read_back: Callable[[], StoredModel]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that will be written."""
-        small = sum(len(text) for text in self.texts.values())
-        return sum(self.files.values()) + small + sum(f.stat().st_size for f in self.carried.values())
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file that is known before the copy: all but the manifest (see `convert.output_sizes`)."""
+        small = {name: len(text) for name, text in self.texts.items()}
+        return {**self.files, **small, **{name: f.stat().st_size for name, f in self.carried.items()}}
 
     def identity(self, verify: bool) -> str:
         """Digest of what is copied from where to where: only the same conversion goes on where one was cut short.
 
-        A file that was written to in between is another source, even of the same size and time.
+        A file that was written to in between is another source, even of the same size and time. Small files are
+        not in it: every run writes them anew.
         """
         pairs = [pair for job in (*self.jobs, *self.raw_jobs) for pair in job.pairs]
         files = sorted({extent.file for pair in pairs for extent in pair.source.extents})
@@ -73,6 +74,8 @@ class Plan:
 def partial_path(out: Path) -> Path:
     """The folder beside `out` in which it is made."""
     path = Path(os.path.abspath(out))
+    if not path.name:
+        raise CheckpointError(f"{out} cannot be made; give the name of a new folder")
     return path.with_name(path.name + ".partial")
 
 

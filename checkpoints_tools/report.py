@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.bridge_files import read_run_config, run_config_differences
-from checkpoints_tools.convert import Result, default_threads
+from checkpoints_tools.convert import Result, default_threads, output_sizes
 from checkpoints_tools.copying.disk import free_bytes
 from checkpoints_tools.copying.progress import Progress
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof import inspection, inspection_view
-from checkpoints_tools.proof.digest import TensorDigest
-from checkpoints_tools.proof.manifest import MANIFEST_FILE, manifest_of, read_manifest, to_bytes
+from checkpoints_tools.proof.manifest import MANIFEST_FILE, read_manifest
 from checkpoints_tools.proof.verify import (
     Verification,
     open_both,
@@ -87,11 +86,7 @@ def _shell(*words: str | Path) -> str:
 def planned(plan: Plan, *, dtype: DType = "keep", as_json: bool) -> None:
     """A plan: files, bytes, room on the disk. Raises CheckpointError when there is too little room."""
     free = free_bytes(plan.out)
-    digests = {name: TensorDigest(t.dtype, t.shape, "0" * 64) for name, t in plan.tensors.items()}
-    manifest = to_bytes(manifest_of(plan.source, digests, dtype_policy=dtype))
-    sizes: dict[str, int] = {**plan.files, **{name: len(text) for name, text in plan.texts.items()}}
-    sizes[MANIFEST_FILE] = len(manifest)
-    sizes |= {name: file.stat().st_size for name, file in plan.carried.items()}
+    sizes = output_sizes(plan, dtype=dtype)
     total = sum(sizes.values())
     if as_json:
         facts: Mapping[str, Any] = {
@@ -160,6 +155,8 @@ def released(made: Release) -> None:
         size = f"{len(made.export.plan.tensors)} tensors, {made.export.nbytes:,} bytes"
         say(f"wrote {made.out}: {size}, with manifest and model card")
         _warn(made.export.plan)
+    else:
+        say(f"{made.out} was there already, and holds the same model as the checkpoint")
     say(f"  digest {made.manifest.digest}")
     for sentence in made.notes:
         say(f"  note: {sentence}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from checkpoints_tools.copying.files import Files
 from checkpoints_tools.hf_folder import DEFAULT_SHARD_BYTES, INDEX_FILE, index_json, stored_tensors
 from checkpoints_tools.layout import Extent, StoredModel, TensorLayout, whole_extent
 from checkpoints_tools.plans import DType, Plan, jobs_of, partial_path, target_dtypes
@@ -13,9 +13,16 @@ from checkpoints_tools.safetensors_file import Shard, TensorSpec, plan_shards
 
 
 def plan_export(
-    source: StoredModel, out: Path, *, dtype: DType = "keep", max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    source: StoredModel,
+    out: Path,
+    *,
+    root: Path | None = None,
+    dtype: DType = "keep",
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Plan:
     """Plan `source` as safetensors files of at most `max_shard_bytes` with what it carries beside them.
+
+    `root`: the folder of the whole checkpoint, by default that of the weights.
 
     Raises:
         CheckpointError: A tensor's dtype cannot be converted.
@@ -30,9 +37,9 @@ def plan_export(
     texts = {} if len(shards) == 1 else {INDEX_FILE: index_json(places, total_size)}
 
     def seal(_: Mapping[tuple[Path, int], int]) -> None:
-        for shard in shards:
-            with open(folder / shard.file_name, "r+b") as stream:
-                os.pwrite(stream.fileno(), shard.header, 0)
+        with Files() as files:
+            for shard in shards:
+                files.write(folder / shard.file_name, shard.header, 0)
 
     def read_back() -> StoredModel:
         return StoredModel(folder, "huggingface", source.config, _read(folder, source), ())
@@ -40,6 +47,7 @@ def plan_export(
     return Plan(
         verb="export",
         source=source,
+        root=root or source.path,
         out=out,
         jobs=jobs_of(((name, [name]) for name in tensors), source.tensors, tensors),
         raw_jobs=(),

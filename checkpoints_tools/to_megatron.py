@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from checkpoints_tools.bridge_files import bridge_files
+from checkpoints_tools.beside import files_beside, iteration_of
+from checkpoints_tools.bridge_files import LATEST_TRAIN_STATE_FILE, bridge_files
 from checkpoints_tools.copying.jobs import Job, Pair
+from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import StoredModel
 from checkpoints_tools.megatron_model import model_layouts
 from checkpoints_tools.models import OpenCheckpoint
@@ -52,34 +54,51 @@ def plan_import(
         TRACKER_FILE: tracker_text(iteration),
     }
     carried = {f"{name}/{TOKENIZER_FOLDER}/{file.name}": file for file in source.carried}
-    plan = _plan(source, out, index, carried=carried, texts=texts, written=index)
-    return replace(plan, verb="import")
+    return _plan(
+        "import", source, source.path, out, index, written=index, raw_jobs=(), carried=carried, texts=texts
+    )
 
 
 def plan_reshard(opened: OpenCheckpoint, out: Path, *, chunk_tp: int) -> Plan:
-    """Plan a checkpoint with chunks for `chunk_tp` tensor parallel loaders.
+    """Plan a checkpoint folder with chunks for `chunk_tp` tensor parallel loaders.
 
-    Optimizer state, objects and the files beside the weights are carried over unchanged.
+    Optimizer state, objects and the files beside the weights (see `files_beside`) are carried over unchanged, and
+    Bridge's files written where they are absent. From a `step_N` this makes the folder that a run starts from
+    (pretrained_checkpoint), not a step that one resumes from.
 
     Raises:
         CheckpointError: `chunk_tp` does not divide the model.
     """
-    source, checkpoint, index = opened.model, opened.folder, opened.index
-    name = checkpoint.iteration.name
+    source, iteration = opened.model, iteration_of(opened.folder.iteration)
+    name = iteration_folder(iteration)
     folder = partial_path(out) / name
-    planned = plan_reshard_chunks(index, source.config, folder, chunk_tp=chunk_tp)
+    planned = plan_reshard_chunks(opened.index, source.config, folder, chunk_tp=chunk_tp)
+    carried = files_beside(opened, name)
+    bridge = _bridge_files(source, name, iteration)
     texts = {
         f"{name}/{METADATA_FILE}": write_metadata(planned.index),
-        f"{name}/{CONFIG_FILE}": (checkpoint.iteration / CONFIG_FILE).read_bytes(),
-        TRACKER_FILE: name.removeprefix("iter_").lstrip("0").encode() or b"0",
+        **{file: text for file, text in bridge.items() if file not in carried},
+        f"{name}/{CONFIG_FILE}": (opened.folder.iteration / CONFIG_FILE).read_bytes(),
+        TRACKER_FILE: tracker_text(iteration),
     }
-    carried = {f"{name}/{TOKENIZER_FOLDER}/{file.name}": file for file in source.carried}
-    for file in sorted(checkpoint.iteration.rglob("*")):
-        beside = file.suffix != ".distcp" and file.name not in (METADATA_FILE, CONFIG_FILE)
-        if file.is_file() and beside:
-            carried[f"{name}/{file.relative_to(checkpoint.iteration)}"] = file
-    plan = _plan(source, out, planned.index, carried=carried, texts=texts, written=planned.model)
-    return replace(plan, verb="reshard", raw_jobs=tuple(map(_raw_job, planned.copies)))
+    raw_jobs = tuple(map(_raw_job, planned.copies))
+    return _plan(
+        "reshard", source, opened.folder.root, out, planned.index,
+        written=planned.model, raw_jobs=raw_jobs, carried=carried, texts=texts,
+    )  # fmt: skip
+
+
+def _bridge_files(source: StoredModel, name: str, iteration: int | None) -> dict[str, bytes]:
+    """Bridge's files for a checkpoint that somebody else saved; none where they could not be true."""
+    try:
+        files = bridge_files(source.config, name, iteration or 0, dtypes=target_dtypes(source, "keep"))
+    except (
+        CheckpointError
+    ):  # Megatron cannot run the model as configured; its weights can be cut all the same
+        return {}
+    if iteration is None:  # Bridge would look for the folder of iteration 0
+        del files[LATEST_TRAIN_STATE_FILE]
+    return files
 
 
 def _raw_job(copy: RecordCopy) -> Job:
@@ -89,13 +108,16 @@ def _raw_job(copy: RecordCopy) -> Job:
 
 
 def _plan(
+    verb: Literal["import", "reshard"],
     source: StoredModel,
+    root: Path,
     out: Path,
     index: DistIndex,
     *,
+    written: DistIndex,
+    raw_jobs: tuple[Job, ...],
     carried: Mapping[str, Path],
     texts: Mapping[str, bytes],
-    written: DistIndex,
 ) -> Plan:
     """The plan of a checkpoint `index` of which `written` is made from the source's tensors."""
     folder, table = index.folder, weight_map(source.config)
@@ -109,11 +131,12 @@ def _plan(
         return StoredModel(folder, "torch_dist", source.config, layouts, ())
 
     return Plan(
-        verb="import",
+        verb=verb,
         source=source,
+        root=root,
         out=out,
         jobs=jobs_of(((n, table.hf_names(n)) for n in table.megatron), source.tensors, tensors),
-        raw_jobs=(),
+        raw_jobs=raw_jobs,
         files={f"{name}/{file}": size for file, size in file_sizes(index).items()},
         carried=carried,
         texts=texts,

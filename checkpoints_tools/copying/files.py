@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +97,21 @@ def sync_file(file: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         raise write_error(file, error) from error
+
+
+def drop_cached(file: Path) -> None:
+    """Make a written file durable and have the system forget its content, so that it is next read from the disk.
+
+    Raises CheckpointError where the disk refuses to write; that the system may keep the content is no error.
+    """
+    sync_file(file)
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
 
 
 @cache

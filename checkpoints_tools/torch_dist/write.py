@@ -113,14 +113,14 @@ def metadata_json() -> bytes:
     return json.dumps(config).encode()
 
 
-def iteration_folder(iteration: int) -> str:
-    """Name of an iteration's folder beside the tracker file."""
-    return f"iter_{iteration:07d}"
+def iteration_folder(iteration: int | None) -> str:
+    """Name of an iteration's folder beside the tracker file; None: of weights that no training counts on from."""
+    return "release" if iteration is None else f"iter_{iteration:07d}"
 
 
-def tracker_text(iteration: int) -> bytes:
-    """Content of `latest_checkpointed_iteration.txt`."""
-    return str(iteration).encode()
+def tracker_text(iteration: int | None) -> bytes:
+    """Content of `latest_checkpointed_iteration.txt`; None as in `iteration_folder`."""
+    return b"release" if iteration is None else str(iteration).encode()
 
 
 def finish_records(index: DistIndex, crc_by_payload: Mapping[tuple[str, int], int], folder: Path) -> None:
