@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.checkpoints import Save, Saves, assert_same, hf_tensors, reference_hf
 from support.emulated_saves import emulate_save
+from support.examples import repeatable
 from support.models import small_config
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -108,7 +109,7 @@ def digests(path: Path, base: Path) -> Any:
     return digest_model(open_model(path, base=base))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@repeatable(30)
 @given(case=cases())
 def test_any_saved_layout_exports_to_the_same_tensors(case: Case) -> None:
     with tempfile.TemporaryDirectory() as temporary:
@@ -129,7 +130,7 @@ def test_any_saved_layout_exports_to_the_same_tensors(case: Case) -> None:
         assert digests(folder, root / "hf") == digests(root / "hf", root / "hf")
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@repeatable(20)
 @given(case=cases(), cut_at_import=st.booleans())
 def test_import_reshard_export_return_every_tensor(case: Case, cut_at_import: bool) -> None:
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import repeatable
 from support.models import small_config
 
 from checkpoints_tools.errors import CheckpointError
@@ -156,11 +157,13 @@ def only_checkpoint_errors(data):
     assert from_text(to_bytes(manifest).decode()) == manifest
 
 
+@repeatable(100)
 @given(st.binary(max_size=300))
 def test_any_bytes(data):
     only_checkpoint_errors(data)
 
 
+@repeatable(100)
 @given(st.integers(0, len(to_bytes(MANIFEST)) - 1), st.integers(0, 255))
 def test_any_byte_replaced(position, value):
     data = bytearray(to_bytes(MANIFEST))
@@ -168,11 +171,13 @@ def test_any_byte_replaced(position, value):
     only_checkpoint_errors(bytes(data))
 
 
+@repeatable(100)
 @given(st.sampled_from(sorted(json.loads(to_bytes(MANIFEST)))), JSON)
 def test_any_value_in_any_field(field, value):
     only_checkpoint_errors(edited(**{field: value}))
 
 
+@repeatable(100)
 @given(st.sampled_from(("dtype", "shape", "sha256")), JSON)
 def test_any_value_in_a_tensor(field, value):
     only_checkpoint_errors(with_tensor(**{field: value}))

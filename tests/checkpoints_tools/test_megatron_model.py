@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import repeatable
 from support.extents import assemble
 from support.models import small_config
 from torch import Tensor
@@ -102,7 +103,7 @@ def _joined(folder: Path, tensor: DistTensor) -> Tensor:
     return out
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@repeatable(25)
 @given(data=st.data(), per_layer=st.booleans())
 def test_any_grid_of_chunks(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, per_layer: bool

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import repeatable
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.torch_dist.record_read import locate_payload
@@ -149,7 +150,7 @@ def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
         locate(tmp_path, out.getvalue())
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@repeatable(300)
 @given(data=st.data())
 def test_any_changed_byte_is_an_error_or_leaves_the_elements_inside(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

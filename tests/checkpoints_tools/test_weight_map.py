@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import repeatable
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig
@@ -99,7 +100,7 @@ def to_megatron(table, hf):
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@repeatable(40)
 @given(configs())
 def test_copies_cover_every_element_of_both_sides_exactly_once(config):
     table = weight_map(config)
@@ -113,7 +114,7 @@ def test_copies_cover_every_element_of_both_sides_exactly_once(config):
     assert all((count == 1).all() for count in (*seen_hf.values(), *seen.values()))
 
 
-@settings(max_examples=25, deadline=None)
+@repeatable(25)
 @given(st.data(), st.sampled_from([1, 2, 4]), st.sampled_from([1, 8, 128]))
 def test_reads_of_all_ranks_rebuild_the_tensor_as_megatron_shards_it(data, tp, divisible_by):
     config = data.draw(configs(tp))
