@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -66,6 +67,27 @@ class Touch:
 
     def __reduce__(self) -> tuple:
         return os.system, (f"touch {self.path}",)
+
+
+def test_the_subclasses_of_megatron_core_015_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 0.15 Megatron saved its own Metadata and SavePlan, each with shapes of tensors in `mcore_data`."""
+    from megatron.core.dist_checkpointing.strategies import torch as strategy
+
+    expected, content = read_index(folder), metadata(folder)
+    key = next(iter(expected.tensors))
+    shapes = {key: {"nd_reformulated_orig_global_shape": torch.Size((4, 2))}}
+    more = [("mcore_data", "object", dataclasses.field(default=None))]
+    own_metadata: Any = dataclasses.make_dataclass("MCoreMetadata", more, bases=(Metadata,))
+    own_plan: Any = dataclasses.make_dataclass("MCoreSavePlan", more, bases=(SavePlan,), frozen=True)
+    for made in (own_metadata, own_plan):  # pickle looks them up
+        made.__module__ = strategy.__name__
+        monkeypatch.setattr(strategy, made.__name__, made)
+    saved = own_metadata(**vars(content), mcore_data=shapes)
+    saved.all_local_plans = [own_plan(items=[], mcore_data=shapes)]
+    data = pickle.dumps(saved)
+    assert b"MCoreMetadata" in data and b"MCoreSavePlan" in data and b"mcore_data" in data
+    (folder / ".metadata").write_bytes(data)
+    assert read_index(folder) == expected
 
 
 def test_a_command_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
