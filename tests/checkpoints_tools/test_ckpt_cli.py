@@ -130,11 +130,10 @@ def test_mistakes_are_explained(source: Path, checkpoint: Path, tmp_path: Path) 
     refused(run("import", source, source.parent), "not empty")
     refused(run("import", source, source / "inside"), "inside")
     refused(run("reshard", checkpoint, out, "--chunk-tp", 3), "tensor_model_parallel_size 3")
-    refused(run("verify", source, tmp_path / "nothing"), "nothing")
     assert left(tmp_path) == set()
-    assert run("verify", source).returncode == 2
-    assert run("import", source, out, "--dtpye", "bf16").returncode == 2
-    assert run("export", checkpoint, out, "--max-shard-size", "lots").returncode == 2
+    assert "give B, or --manifest" in run("verify", source).stderr
+    assert "lots" in (done := run("export", checkpoint, out, "--max-shard-size", "lots")).stderr
+    assert done.returncode == 2
     assert left(tmp_path) == set()
 
 
@@ -201,10 +200,22 @@ def test_a_read_only_folder_is_refused(source: Path, tmp_path: Path) -> None:
     refused(run("import", source, tmp_path / "out"), "out")
 
 
+def _kill_when_weights_appear(command: list[object], partial: Path, delay: float) -> bool:
+    """Start it, wait until there is a weight file, then `delay` seconds, and kill; whether it was still at work."""
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(
+        file.suffix in (".safetensors", ".distcp") for file in partial.rglob("*")
+    ):
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("verb", ["import", "export"])
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path, verb: str) -> None:
-    """SIGKILL at moments drawn over the whole run; OUT is whole or absent, and the last run completes it."""
-    config = small_config("Qwen2ForCausalLM", hidden_size=512, ffn=2048, num_layers=8, vocab_size=8192)
+    """SIGKILL when copying has begun and at moments drawn over a run; OUT is whole or absent, completed at last."""
+    config = small_config("Qwen2ForCausalLM", hidden_size=256, ffn=1024, num_layers=4, vocab_size=8192)
     random_hf_init(config, tmp_path / "hf", seed=5, randomize_all=True)
     model = tmp_path / "hf"
     if verb == "export":
@@ -214,18 +225,16 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, verb: str) -> None:
     assert run(verb, model, tmp_path / "whole").returncode == 0
     duration = time.monotonic() - begin
     moments = random.Random(verb)
-    out, kills = tmp_path / "out", 0
-    for _ in range(8):
-        process = subprocess.Popen(
-            [*COMMAND, verb, model, out], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moments.uniform(0.2, 0.95) * duration)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
+    out, partial, interrupted = tmp_path / "out", tmp_path / "out.partial", 0
+    for delay in (0.0, *(moments.uniform(0.2, 0.95) * duration for _ in range(4))):
+        killed = _kill_when_weights_appear([*COMMAND, verb, model, out], partial, delay)
+        interrupted += killed and partial.exists()
         if out.exists():  # it was renamed before the kill
             assert run("verify", model, out).returncode == 0
             shutil.rmtree(out)
-    assert kills
+        else:
+            assert killed
+    assert interrupted  # the first at least, with weights half written
     assert run(verb, model, out).returncode == 0
     assert left(out) == left(tmp_path / "whole")
     manifest = "thinkprune-manifest.json"
