@@ -264,7 +264,10 @@ def inspect(
 @app.command("release")
 def release(
     checkpoint: CheckpointArgument,
-    out: OutArgument,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder to make, or an earlier release of CKPT to go on with."),
+    ],
     base: BaseOption = None,
     dtype: DTypeOption = DTypeName.KEEP,
     base_model: Annotated[

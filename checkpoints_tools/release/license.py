@@ -40,7 +40,7 @@ def find_license(
     """
     if given is not None:
         check_license(given)
-        return License(given, stated_in="whoever released this model")
+        return License(given, stated_in="its publisher")
     carried = set(carried)
     folders = list(folders)
     for folder in folders:
