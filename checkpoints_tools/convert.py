@@ -14,7 +14,7 @@ from pathlib import Path
 from checkpoints_tools.copying.crew import on_threads
 from checkpoints_tools.copying.disk import allocated_bytes, require_space
 from checkpoints_tools.copying.files import drop_cached
-from checkpoints_tools.copying.jobs import Done
+from checkpoints_tools.copying.jobs import Done, fits
 from checkpoints_tools.copying.partial import PartialFolder
 from checkpoints_tools.copying.progress import Progress
 from checkpoints_tools.copying.run import intact_ranges, run_jobs
@@ -135,6 +135,7 @@ def execute(
     if stated is not None:
         require_stated_shapes(stated, plan)
     with PartialFolder(plan.out, plan.identity(verify), sources=[plan.root], threads=count) as partial:
+        partial.done = _fitting(plan, partial.done, verify=verify)
         resumed = sum(r.nbytes for done in partial.done.values() for r in done.ranges)
         planned = sum(output_sizes(plan, dtype=dtype).values()) + _journal_bytes(plan)
         require_space(partial.folder, planned - allocated_bytes(partial.folder))
@@ -173,6 +174,16 @@ def _journal_bytes(plan: Plan) -> int:
 
 def _bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _fitting(plan: Plan, done: Mapping[str, Done], *, verify: bool) -> dict[str, Done]:
+    """The finished jobs of an earlier run that are the plan's; a record may be whole and say something else."""
+    jobs = [(job, verify) for job in plan.jobs] + [(job, False) for job in plan.raw_jobs]
+    return {
+        job.name: done[job.name]
+        for job, digests in jobs
+        if job.name in done and fits(done[job.name], job, digests=digests)
+    }
 
 
 def _write(partial: PartialFolder, texts: Mapping[str, bytes]) -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.sizes import size
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -31,7 +32,7 @@ def require_space(folder: Path, nbytes: int) -> None:
     free = free_bytes(folder)
     if nbytes > free:
         raise CheckpointError(
-            f"{folder}: {nbytes / 1e9:.2f} GB are to be written and {free / 1e9:.2f} GB are free; "
+            f"{folder}: {size(nbytes)} are to be written and {size(free)} are free; "
             "free some room or choose another disk"
         )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.layout import TensorLayout
+from checkpoints_tools.safetensors_file import ITEM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,25 @@ class Done:
     name: str
     ranges: tuple[Range, ...]
     digests: dict[str, str]
+
+
+def fits(done: Done, job: Job, *, digests: bool) -> bool:
+    """Whether what is noted as done covers every byte that the job writes, and the digests asked for."""
+    written = sorted(
+        (str(e.file), e.offset, e.offset + e.rows * e.columns * ITEM_BYTES[pair.destination.dtype])
+        for pair in job.pairs
+        if pair.destination is not None
+        for e in pair.destination.extents
+    )
+    noted = {(str(r.file), r.offset, r.offset + r.nbytes) for r in done.ranges}
+    joined: list[tuple[str, int, int]] = []
+    for file, start, end in written:
+        if joined and joined[-1][0] == file and joined[-1][2] == start:
+            joined[-1] = (file, joined[-1][1], end)
+        elif start < end:
+            joined.append((file, start, end))
+    named = {pair.source.name for pair in job.pairs} if digests else set(done.digests)
+    return noted == set(joined) and len(noted) == len(done.ranges) and named == set(done.digests)
 
 
 def check_job(job: Job) -> None:

@@ -73,6 +73,10 @@ class PartialFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._journal >= 0:
+            with contextlib.suppress(OSError):  # nothing was begun: no room, say
+                self.folder.rmdir()
+                self._journal_file.unlink()
         self._close()
 
     def record(self, done: Done) -> None:
@@ -151,6 +155,7 @@ class PartialFolder:
         """Trust nothing of what was written: the next run starts over."""
         try:
             os.ftruncate(self._journal, 0)
+            self._append(header_line(""))  # no plan's
         except OSError as error:
             raise write_error(self._journal_file, error) from error
         self.done = {}
@@ -217,15 +222,28 @@ class PartialFolder:
             data = stream.read()
         found = read_journal(data, self._plan_id, self.folder)
         if found is None:
-            os.ftruncate(self._journal, 0)
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
+            self._start_over(data)
         self.folder.mkdir(exist_ok=True)
         if found is None:
             self._append(header_line(self._plan_id))
         elif not data.endswith(b"\n"):
             self._append(b"\n")  # ends the line that was cut short
         self.done = self._still_there(found or {})
+
+    def _start_over(self, data: bytes) -> None:
+        """Remove what another plan's run left; `data` is what lies in the journal's place.
+
+        Only a journal of ours says that the folder is. It is emptied last, or a kill in between would take that away.
+        """
+        files = self.folder.is_dir() and any(self.folder.iterdir())
+        if not is_journal(data) and (files or b"\n" in data):  # else it is new, or was cut in its first line
+            raise CheckpointError(
+                f"{self._journal_file} is not the journal of an unfinished run; move or remove it, and "
+                f"{self.folder.name} with it"
+            )
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.ftruncate(self._journal, 0)
 
     def _append(self, line: bytes) -> None:
         while line:
@@ -260,6 +278,10 @@ def _check_out(out: Path, sources: Sequence[Path]) -> None:
             raise CheckpointError(f"{out} exists and is not a folder; choose another name")
         if out.is_dir() and any(out.iterdir()):
             raise CheckpointError(f"{out} exists and is not empty; remove it or choose another name")
+        if os.path.ismount(out):
+            raise CheckpointError(
+                f"{out} is a mount point, which no folder can be renamed to; name one inside it"
+            )
     except OSError as error:
         raise read_error(out, error) from error
     real = out.resolve()

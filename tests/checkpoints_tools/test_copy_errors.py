@@ -195,5 +195,5 @@ def test_a_link_where_we_write_is_not_followed(tmp_path: Path) -> None:
 def test_room_is_asked_for_before_it_is_needed(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.5)
     require_space(tmp_path, 0)
-    with pytest.raises(CheckpointError, match=r"1000000000\.00 GB are to be written"):
+    with pytest.raises(CheckpointError, match="1000 PB are to be written"):
         require_space(tmp_path / "not" / "yet", 10**18)
