@@ -43,6 +43,9 @@ _FIELDS = {
 }
 
 
+_MODEL = ("decoder.", "embedding.", "output_layer.")
+
+
 @dataclass(frozen=True, slots=True)
 class _Box:
     """A box of a Megatron tensor whose elements begin at byte `offset` of `file`."""
@@ -113,7 +116,12 @@ def _collect(
     index: DistIndex, table: WeightMap, config: ModelConfig, *, partial: bool = False
 ) -> dict[str, _Stored]:
     stored: dict[str, _Stored] = {}
-    faults = []
+    # An object under a weight's name is no weight that could be read; which other objects there are is not our matter.
+    faults = [
+        f"{key} is an object and not a tensor, so it is not known what it holds"
+        for key in index.items
+        if key.startswith(_MODEL) and parse_key(key) is not None
+    ]
     for tensor in index.tensors.values():
         key = parse_key(tensor.key)
         if key is None:

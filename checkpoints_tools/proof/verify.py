@@ -45,16 +45,20 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The answer. `warnings` tell what changes the model although its tensors are equal."""
+    """The answer. `warnings` tell what changes the model although its tensors are equal.
+
+    `as_dtype`: what the tensors were converted to before they were compared.
+    """
 
     a: Side
     b: Side
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...]
+    as_dtype: DType = "keep"
 
     @property
     def same(self) -> bool:
-        """Whether the two hold the same tensors, byte for byte."""
+        """Whether the two hold the same tensors, byte for byte once they are converted."""
         return not self.findings
 
     @property
@@ -110,6 +114,7 @@ def verify(
         _side(str(b.path), b.format, digests[1], hashed),
         tuple(Finding(d, notes.get(d.name, "")) for d in differences),
         tuple(config_warnings(a.config, b.config)),
+        as_dtype,
     )
 
 
@@ -136,6 +141,7 @@ def verify_manifest(
         _side(name, "manifest", manifest.tensors, True),
         tuple(Finding(d, notes.get(d.name, "")) for d in differences),
         (),
+        as_dtype,
     )
 
 
@@ -191,8 +197,9 @@ def report_lines(result: Verification) -> list[str]:
     if result.findings and all(f.difference.kind == "dtype" for f in result.findings):
         lines.append("only dtypes differ; with --dtype bf16 both are rounded before they are compared")
     count = len(result.findings)
+    how = "byte for byte" if result.as_dtype == "keep" else f"after conversion to {result.as_dtype}"
     lines.append(
-        "same: every tensor is equal, byte for byte" if result.same
+        f"same: every tensor is equal, {how}" if result.same
         else f"different: {count} tensor{'s differ' if count != 1 else ' differs'}"
     )  # fmt: skip
     return lines
@@ -214,6 +221,7 @@ def to_json(result: Verification) -> dict[str, Any]:
     """The answer as JSON types."""
     return {
         "same": result.same,
+        "dtype": result.as_dtype,
         "a": _side_json(result.a),
         "b": _side_json(result.b),
         "differences": [

@@ -14,6 +14,8 @@ from support.models import MODELS
 
 from checkpoints_tools.convert import export_model, import_model
 from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.models import open_checkpoint
+from checkpoints_tools.proof.inspection import inspect
 from checkpoints_tools.random_init import random_hf_init
 from checkpoints_tools.torch_dist.index import DistIndex
 from checkpoints_tools.torch_dist.read import read_index
@@ -56,6 +58,22 @@ def test_a_record_claimed_twice_is_refused(
     with pytest.raises(CheckpointError, match=r"more than one record, of .*linear_fc2\.weight at"):
         export_model(tmp_path / "mg", tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_an_object_under_a_weights_name_is_not_passed_over(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "mg")
+    folder = tmp_path / "mg/iter_0000000"
+    index = read_index(folder)
+    key = next(iter(index.items))
+    for other in ("decoder.layers.0.weird", "dataloader_state/rank_0"):
+        index.items[other] = replace(index.items.pop(key), key=other)
+        key = other
+        (folder / ".metadata").write_bytes(write_metadata(index))
+        if other.startswith("decoder"):
+            with pytest.raises(CheckpointError, match=r"decoder\.layers\.0\.weird is an object"):
+                open_checkpoint(tmp_path / "mg")
+            assert any("weird" in problem for problem in inspect(tmp_path / "mg").problems)
+    open_checkpoint(tmp_path / "mg")
 
 
 @pytest.mark.parametrize("columns", [True, False])

@@ -142,6 +142,12 @@ def test_a_model_name_of_any_length(source: Path, checkpoint: Path, tmp_path: Pa
         refused(run("export", tmp_path / "mg", tmp_path / "out"), "no config.json")
 
 
+def test_what_was_rounded_is_not_said_to_be_equal_byte_for_byte(source: Path) -> None:
+    assert "byte for byte" in run("verify", source, source).stdout
+    rounded = run("verify", source, source, "--dtype", "bf16").stdout
+    assert "after conversion to bf16" in rounded and "byte for byte" not in rounded
+
+
 def test_output_that_cannot_be_written(source: Path) -> None:
     with open("/dev/full", "w") as full:
         refused(run("verify", source, source, stdout=full), "No space left")
