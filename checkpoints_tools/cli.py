@@ -64,7 +64,9 @@ def _path(value: Path | None) -> Path | None:
     if value is None:
         return None
     try:
+        # ~ is only asked for here: of a user who is not there, it is a name like any other.
         path = Path(os.path.expanduser(value))
+        path = path.absolute() if str(path).startswith("~") else path
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints_tools.bridge_files import read_run_config, run_config_differences
+from checkpoints_tools.bridge_files import RUN_CONFIG_FILE, read_run_config, run_config_differences
 from checkpoints_tools.convert import Result, default_threads, output_sizes
 from checkpoints_tools.copying.disk import free_bytes
 from checkpoints_tools.copying.progress import Progress
-from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.errors import CheckpointError, printable
 from checkpoints_tools.models import open_model
 from checkpoints_tools.plans import DType, Plan
 from checkpoints_tools.proof import inspection, inspection_view
@@ -27,11 +27,12 @@ from checkpoints_tools.proof.verify import (
 )
 from checkpoints_tools.release.notes import carried_notes
 from checkpoints_tools.release.release import Release
+from checkpoints_tools.torch_dist.folders import WEIGHTS_FOLDER
 
 
 def say(text: str) -> None:
-    """Print a line."""
-    print(text, flush=True)
+    """Print lines; a name from a file cannot steer the terminal."""
+    print(printable(text, most=len(text)), flush=True)
 
 
 def converted(result: Result) -> None:
@@ -53,8 +54,24 @@ def converted(result: Result) -> None:
         dtypes = {tensor.dtype for tensor in plan.tensors.values()}
         for note in carried_notes(dtypes, plan.carried.values()):
             say(f"  note: {note}")
+    if plan.verb == "reshard":
+        _carried(plan)
     _warn(plan)
     say(f"next: {_next(result)}")
+
+
+def _carried(plan: Plan) -> None:
+    """What a resharded checkpoint has besides the weights, and what it is not."""
+    nbytes = sum(job.nbytes for job in plan.raw_jobs)
+    say(
+        f"  {len(plan.raw_jobs)} records beside the weights (optimizer state, objects), {nbytes:,} bytes, and "
+        f"{len(plan.carried)} files went along unchanged"
+    )
+    if (plan.root / WEIGHTS_FOLDER).is_dir():
+        say(
+            f"  it is a folder for a run to start from, not a step to resume from: config.yaml and "
+            f"training_info.json stay in {plan.root}"
+        )
 
 
 def _warn(plan: Plan) -> None:
@@ -75,6 +92,8 @@ def _next(result: Result) -> str:
         return _shell("verify", plan.source.path, plan.out)
     if plan.verb == "export":
         return f"hf upload REPO {shlex.quote(str(plan.out))}  (or thinkprune-ckpt release, which writes a model card)"
+    if not any(name.endswith(RUN_CONFIG_FILE) for name in (*plan.texts, *plan.carried)):
+        return _shell("verify", plan.source.path, plan.out)  # Bridge could not start from it
     path = shlex.quote(str(plan.out))
     return f"policy.pretrained_checkpoint={{path: {path}, format: megatron_bridge}} in a NeMo-RL recipe"
 

@@ -100,6 +100,23 @@ def test_a_home_folder_is_found_wherever_it_is_named(source: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "mg", "back"}
 
 
+def test_the_home_of_nobody_is_no_folder(source: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ("import", "~nobody-here/hf", "out"),
+        ("verify", source, source, "--base", "~nobody-here"),
+    ):
+        assert run(*arguments, cwd=tmp_path).returncode in (0, 2)
+    refused(run("inspect", "~nobody-here", cwd=tmp_path), "does not exist")
+
+
+def test_a_folder_name_that_is_no_text(source: Path, tmp_path: Path) -> None:
+    out = os.fsdecode(b"out\xff\x1b[2J")
+    done = run("import", source, out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and "out\\udcff\\x1b[2J" in done.stdout
+    assert run("verify", source, out, cwd=tmp_path).returncode == 0
+
+
 def test_a_size_of_very_many_digits(checkpoint: Path, tmp_path: Path) -> None:
     done = run("export", checkpoint, tmp_path / "out", "--max-shard-size", "9" * 400 + "GB")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "is not a size" in done.stderr
