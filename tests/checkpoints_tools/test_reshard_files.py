@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from support.models import small_config
 
+from checkpoints_tools import report, to_megatron
 from checkpoints_tools.bridge_files import read_run_config, train_state_pt
 from checkpoints_tools.convert import import_model, reshard
+from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.models import open_checkpoint
 from checkpoints_tools.random_init import random_hf_init
 from checkpoints_tools.torch_dist.folders import find_checkpoint
@@ -138,7 +140,9 @@ def test_a_release_stays_one(megatron: Path, tmp_path: Path) -> None:
     assert set(content(tmp_path / "out")) == wanted
 
 
-def test_a_step_gives_the_folder_that_a_run_starts_from(megatron: Path, tmp_path: Path) -> None:
+def test_a_step_gives_the_folder_that_a_run_starts_from(
+    megatron: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     step = tmp_path / "step_3"
     shutil.copytree(megatron, step / "policy" / "weights")
     (step / "policy/weights/thinkprune-manifest.json").unlink()
@@ -146,7 +150,10 @@ def test_a_step_gives_the_folder_that_a_run_starts_from(megatron: Path, tmp_path
     write(step, "training_info.json", "manifest.json", "policy/optimizer/notes.txt")
     (step / "config.yaml").write_text("policy: {model_name: x}")
     for source, out in ((step, "a"), (step / "policy/weights" / NAME, "b")):
-        reshard(source, tmp_path / out, chunk_tp=2)
+        report.converted(reshard(source, tmp_path / out, chunk_tp=2))
+        told = capsys.readouterr().out
+        assert f"not a step to resume from: config.yaml and training_info.json stay in {step}\n" in told
+        assert told.endswith(f"{{path: {tmp_path / out}, format: megatron_bridge}} in a NeMo-RL recipe\n")
         assert set(content(tmp_path / out)) == ALWAYS | BRIDGE
         assert find_checkpoint(tmp_path / out).root == tmp_path / out
 
@@ -157,3 +164,19 @@ def test_a_folder_may_be_given_from_inside(
     monkeypatch.chdir(megatron / NAME)
     reshard(Path(), tmp_path / "out", chunk_tp=2)
     assert set(content(tmp_path / "out")) == ALWAYS | BRIDGE
+
+
+def test_a_model_that_bridge_cannot_run_is_cut_and_not_offered_to_it(
+    megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> dict[str, bytes]:
+        raise CheckpointError("no such rotary scaling")
+
+    for name in BRIDGE:
+        (megatron / name).unlink()
+    monkeypatch.setattr(to_megatron, "bridge_files", refuse)
+    report.converted(reshard(megatron, tmp_path / "out", chunk_tp=2))
+    assert set(content(tmp_path / "out")) == ALWAYS
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"next: thinkprune-ckpt verify {megatron / NAME} {tmp_path / 'out'}"
+    assert not any("resume" in line for line in told)
