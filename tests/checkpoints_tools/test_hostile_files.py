@@ -24,7 +24,7 @@ CONFIG = config_to_dict(small_config("Qwen3ForCausalLM"))
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX_FILE])
 def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(CheckpointError, match="not a regular file|has neither"):
+    with pytest.raises(CheckpointError, match=r"not a regular file|has neither"):
         read_hf_config(tmp_path) if name == "config.json" else stored_tensors(tmp_path)
 
 
