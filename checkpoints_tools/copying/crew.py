@@ -17,6 +17,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._errors: list[BaseException] = []
+        self._ended = threading.Semaphore(0)
 
     @property
     def failed(self) -> bool:
@@ -29,13 +30,13 @@ class Crew:
         try:
             for thread in started:
                 thread.start()
-            for thread in started:
-                thread.join()
+            for _ in started:
+                self._ended.acquire()  # not join: before Python 3.13 an interrupted join takes the thread for ended
         except BaseException as error:  # an interrupt
             self._errors.append(error)
-            for thread in started:
-                if thread.ident is not None:
-                    thread.join()
+        for thread in started:
+            if thread.ident is not None:
+                thread.join()
         if self._errors:
             raise self._errors[0]
 
@@ -46,6 +47,8 @@ class Crew:
             pass
         except BaseException as error:
             self._errors.append(error)
+        finally:
+            self._ended.release()
 
 
 def on_threads(function: Callable[[_T], None], items: Iterable[_T], *, threads: int) -> None:
