@@ -30,14 +30,13 @@ def plant(folder: Path, trace: Path) -> int:
     buffer = io.BytesIO()
     torch.save(Touch(str(trace)), buffer)
     shard = folder / "__0_0.distcp"
-    offset = shard.stat().st_size
-    with shard.open("ab") as stream:
-        stream.write(buffer.getvalue())
     planted = 0
-    for index, place in metadata.storage_data.items():
-        if "_extra_state" in index.fqn:
-            place.relative_path, place.offset, place.length = shard.name, offset, len(buffer.getvalue())
-            planted += 1
+    with shard.open("ab") as stream:
+        for index, place in metadata.storage_data.items():
+            if "_extra_state" in index.fqn:  # each its own: shared bytes would be refused
+                place.relative_path, place.offset, place.length = shard.name, stream.tell(), buffer.tell()
+                stream.write(buffer.getvalue())
+                planted += 1
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     return planted
 
