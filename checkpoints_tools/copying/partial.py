@@ -152,12 +152,12 @@ class PartialFolder:
             raise write_error(self.out, error) from error
 
     def forget(self) -> None:
-        """Trust nothing of what was written: the next run starts over."""
+        """Trust nothing of what was written: it is removed, and the next run starts over."""
         try:
-            os.ftruncate(self._journal, 0)
-            self._append(header_line(""))  # no plan's
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
         except OSError as error:
-            raise write_error(self._journal_file, error) from error
+            raise write_error(self.folder, error) from error
         self.done = {}
 
     def _remove_leftovers(self) -> None:

@@ -287,6 +287,7 @@ def test_what_is_forgotten_is_copied_again(tmp_path: Path, wanted: dict[str, byt
     with PartialFolder(tmp_path / "out", "plan") as partial:
         assert len(partial.done) == 4
         partial.forget()
+    assert sorted(os.listdir(tmp_path)) == ["source"]
     assert len(copy(tmp_path)) == 6
     assert content(tmp_path / "out") == wanted
 
