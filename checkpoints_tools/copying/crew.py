@@ -1,8 +1,10 @@
 """Threads that end together: with the last piece of work, the first error, or an interrupt."""
 
+import contextlib
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -28,8 +30,9 @@ class Crew:
         """Call `work` on every thread and wait for all; raises the first error."""
         started = [threading.Thread(target=self._guarded, args=(work,)) for _ in range(threads)]
         try:
-            for thread in started:
-                thread.start()
+            with _uninterrupted():
+                for thread in started:
+                    thread.start()
             for _ in started:
                 self._ended.acquire()  # not join: before Python 3.13 an interrupted join takes the thread for ended
         except BaseException as error:  # an interrupt
@@ -49,6 +52,16 @@ class Crew:
             self._errors.append(error)
         finally:
             self._ended.release()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back an interrupt: in the middle of a start, a thread would run that nobody waits for."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def on_threads(function: Callable[[_T], None], items: Iterable[_T], *, threads: int) -> None:
