@@ -14,7 +14,7 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import with_values
 from nemo_thinkprune.recipe.model_source import ModelSource, checkpoint_of, locate
 from nemo_thinkprune.recipe.schema import Recipe
-from nemo_thinkprune.training.checkpoint_files import verify_checkpoint
+from nemo_thinkprune.training.checkpoint_files import WEIGHTS, verify_checkpoint
 from nemo_thinkprune.training.manifest import MANIFEST
 
 HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
@@ -48,11 +48,13 @@ def starting_model(recipe: Recipe) -> ModelSource:
     step = checkpoint_of(path)
     if step is not None:
         refuse_damaged(step)
-    try:
-        weights = find_checkpoint(path).iteration
+        return replace(source, step=step, weights=path / WEIGHTS if step == path else path)
+    try:  # a folder made by another tool: the iteration that its tracker file names
+        return replace(
+            source, weights=path if path.name.startswith("iter_") else find_checkpoint(path).iteration
+        )
     except CheckpointError as error:
         raise UserError(f"policy.pretrained_checkpoint.path: {error}") from None
-    return replace(source, step=step, weights=weights)
 
 
 def ready_model(recipe: Recipe) -> tuple[Recipe, ModelSource]:
