@@ -20,7 +20,7 @@ from checkpoints_tools.layout import Extent, StoredModel, TensorLayout
 
 DType = Literal["keep", "bf16", "fp32"]
 _STORED_DTYPE = {"bf16": "BF16", "fp32": "F32"}
-_FLOATS = {"F16", "BF16", "F32", "F64"}
+_CONVERTED = {"F16", "BF16", "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def target_dtypes(model: StoredModel, dtype: DType) -> dict[str, str]:
     stored = {name: tensor.dtype for name, tensor in model.tensors.items()}
     if dtype == "keep":
         return stored
-    odd = next((name for name, kind in stored.items() if kind not in _FLOATS - {"F64"}), None)
+    odd = next((name for name, kind in stored.items() if kind not in _CONVERTED), None)
     if odd is not None:
         raise CheckpointError(f"{odd} is {stored[odd]}, which is not converted to {dtype}; use --dtype keep")
     return dict.fromkeys(stored, _STORED_DTYPE[dtype])

@@ -92,9 +92,7 @@ def _bridge_files(source: StoredModel, name: str, iteration: int | None) -> dict
     """Bridge's files for a checkpoint that somebody else saved; none where they could not be true."""
     try:
         files = bridge_files(source.config, name, iteration or 0, dtypes=target_dtypes(source, "keep"))
-    except (
-        CheckpointError
-    ):  # Megatron cannot run the model as configured; its weights can be cut all the same
+    except CheckpointError:  # Megatron cannot run the model; its weights can be cut all the same
         return {}
     if iteration is None:  # Bridge would look for the folder of iteration 0
         del files[LATEST_TRAIN_STATE_FILE]
