@@ -19,6 +19,7 @@ from checkpoints_tools.copying import partial as partial_folder
 from checkpoints_tools.copying.partial import PartialFolder
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.models import open_model
+from checkpoints_tools.proof.manifest import read_manifest
 from checkpoints_tools.random_init import random_hf_init
 from checkpoints_tools.torch_dist.folders import find_checkpoint
 from checkpoints_tools.torch_dist.record_write import object_record
@@ -336,7 +337,8 @@ def test_a_manifest_beside_several_iterations_speaks_of_none(
     shutil.copy(megatron / MANIFEST, source)
     shutil.copytree(source / "iter_0000000", source / "iter_0000007")
     flip(source / "iter_0000000")
-    run("export", source / "iter_0000000", tmp_path / "out")
+    done = run("export", source / "iter_0000000", tmp_path / "out")
+    assert done.manifest.digest != read_manifest(megatron).digest
 
 
 @pytest.mark.parametrize("verb", ["export", "reshard"])

@@ -25,14 +25,18 @@ def test_lines_come_every_few_seconds_with_speed_and_time_left() -> None:
 
 
 def test_a_closed_pipe_does_not_end_the_copy() -> None:
+    tries = []
+
     class Closed(io.StringIO):
         def flush(self) -> None:
+            tries.append(self.getvalue())
             raise BrokenPipeError
 
     now = 0.0
     with Progress(1 << 30, "export", stream=Closed(), clock=lambda: now) as bar:
         now = 10.0
         bar.advance(1 << 20)
+        assert tries and tries[0].startswith("export: ")
 
 
 def test_a_terminal_gets_a_bar() -> None:
