@@ -268,7 +268,9 @@ def release(
     checkpoint: CheckpointArgument,
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="Folder to make, or an earlier release of CKPT to go on with."),
+        typer.Argument(
+            callback=_path, metavar="OUT", help="Folder to make, or an earlier release of CKPT to go on with."
+        ),
     ],
     base: BaseOption = None,
     dtype: DTypeOption = DTypeName.KEEP,

@@ -134,7 +134,7 @@ def execute(
     stated = stated_manifest(plan.source) if verify else None
     if stated is not None:
         require_stated_shapes(stated, plan)
-    with PartialFolder(plan.out, plan.identity(verify), sources=[plan.root], threads=count) as partial:
+    with PartialFolder(plan.out, plan.identity(), sources=[plan.root], threads=count) as partial:
         partial.done = _fitting(plan, partial.done, verify=verify)
         resumed = sum(r.nbytes for done in partial.done.values() for r in done.ranges)
         planned = sum(output_sizes(plan, dtype=dtype).values()) + _journal_bytes(plan)

@@ -53,7 +53,7 @@ class Plan:
         small = {name: len(text) for name, text in self.texts.items()}
         return {**self.files, **small, **{name: f.stat().st_size for name, f in self.carried.items()}}
 
-    def identity(self, verify: bool) -> str:
+    def identity(self) -> str:
         """Digest of what is copied from where to where: only the same conversion goes on where one was cut short.
 
         A file that was written to in between is another source, even of the same size and time. Small files are
@@ -64,7 +64,7 @@ class Plan:
         stats = [
             (str(f), s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]
         ]
-        digest = hashlib.sha256(json.dumps([self.verb, verify, stats, sorted(self.files.items())]).encode())
+        digest = hashlib.sha256(json.dumps([self.verb, stats, sorted(self.files.items())]).encode())
         for pair in pairs:
             for layout in (pair.source, pair.destination):
                 digest.update(repr(layout).encode())

@@ -6,17 +6,43 @@ of a conversion.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 NOT_INSTALLED = 3
+
+
+def run_peer(
+    usage: str | None,
+    module: str,
+    do_import: Callable[[Path, Path], None],
+    do_export: Callable[[Path, Path, Path], None],
+) -> None:
+    """Command line of a peer's script: one conversion by `module`, exit code 3 where that is not installed."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("import", "export"))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--base", type=Path, help="export: the Hugging Face folder that names shards and config"
+    )
+    options = parser.parse_args()
+    require(module)
+    use_cpu()
+    with one_process():
+        if options.verb == "import":
+            do_import(options.source, options.out)
+        else:
+            do_export(options.source, options.out, options.base)
+
 
 # Imported by the converters at module level, not used by a conversion of a dense model.
 STAND_INS = (

@@ -7,32 +7,10 @@ modules (`_cpu.STAND_INS`), CUDA calls that do nothing, Megatron-Core's own laye
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import _cpu
-
-
-def main() -> None:
-    """Run one conversion."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("import", "export"))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--base", type=Path, help="export: the Hugging Face folder that names shards and config"
-    )
-    options = parser.parse_args()
-    _cpu.require("mbridge")
-    _cpu.use_cpu()
-    with _cpu.one_process():
-        if options.verb == "import":
-            _import(options.source, options.out)
-        else:
-            _export(options.source, options.out, options.base)
 
 
 def _import(source: Path, out: Path) -> None:
@@ -85,4 +63,4 @@ def _sharded(model: list[Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    _cpu.run_peer(__doc__, "mbridge", _import, _export)

@@ -9,32 +9,10 @@ Exit code 3: not installed. On a machine without a GPU Bridge does not run as it
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import _cpu
-
-
-def main() -> None:
-    """Run one conversion."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("verb", choices=("import", "export"))
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--base", type=Path, help="export: the Hugging Face folder that names shards and config"
-    )
-    options = parser.parse_args()
-    _cpu.require("megatron.bridge")
-    _cpu.use_cpu()
-    with _cpu.one_process():
-        if options.verb == "import":
-            _import(options.source, options.out)
-        else:
-            _export(options.source, options.out, options.base)
 
 
 def _import(source: Path, out: Path) -> None:
@@ -93,4 +71,4 @@ def _name_the_local_norms() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _cpu.run_peer(__doc__, "megatron.bridge", _import, _export)

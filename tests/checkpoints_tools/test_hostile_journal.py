@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted(source: Path, out: Path, spoil: Callable[[Done], Done]) -> Plan:
     """All jobs are done and noted, as `spoil` makes of it; then the run ends."""
     plan = plan_import(open_hf(source), out)
-    with PartialFolder(out, plan.identity(True), sources=[source]) as partial:
+    with PartialFolder(out, plan.identity(), sources=[source]) as partial:
         for name in plan.files:
             partial.path(name)
         run_jobs(plan.jobs, threads=2, digests=True, on_done=lambda done: partial.record(spoil(done)))
