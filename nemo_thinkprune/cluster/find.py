@@ -1,0 +1,85 @@
+"""Where NeMo-RL is, and what its processes need to find in their environment.
+
+NeMo-RL is not on the package registry: it is importable (a container, an installed checkout), or a checkout is
+named by --nemo-rl-root or the variable NEMO_RL_ROOT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nemo_thinkprune
+from nemo_thinkprune.recipe.errors import UserError
+
+SUPPORTED = "v0.7.0"
+ROOT_VARIABLE = "NEMO_RL_ROOT"
+# Puts typing_extensions' TypedDict where pydantic needs it: NeMo-RL asks for Python 3.13.
+SHIM = Path(__file__).parent / "python311"
+
+
+@dataclass(frozen=True, slots=True)
+class NemoRL:
+    """A NeMo-RL that can be used: the folder that holds the package `nemo_rl`, and its version."""
+
+    root: Path
+    version: str
+
+    @property
+    def example_configs(self) -> Path:
+        """Its example recipes; they are not part of an installed package."""
+        return self.root / "examples" / "configs"
+
+
+def find_nemo_rl(root: Path | None = None) -> NemoRL:
+    """Find NeMo-RL: `root` if given, else an importable `nemo_rl`, else the checkout NEMO_RL_ROOT names.
+
+    Raises:
+        UserError: there is none; the message says how to get it.
+    """
+    named = root or _importable() or _from_variable()
+    if named is None:
+        raise UserError(
+            "NeMo-RL is not here: run inside its container, or clone it (git clone --recursive -b "
+            f"{SUPPORTED} https://github.com/NVIDIA-NeMo/RL) and give --nemo-rl-root FOLDER or set {ROOT_VARIABLE}"
+        )
+    folder = Path(os.path.realpath(os.path.expanduser(named)))
+    if not (folder / "nemo_rl" / "__init__.py").is_file():
+        raise UserError(f"{folder} is not a checkout of NeMo-RL: it has no nemo_rl/__init__.py")
+    return NemoRL(folder, _version(folder))
+
+
+def python_path(found: NemoRL) -> str:
+    """PYTHONPATH for every process of a run: this package, NeMo-RL, and on Python 3.11 what it lacks there.
+
+    It is the one setting that reaches driver, environments and workers alike (NeMo-RL hands its own
+    environment on to all of them).
+    """
+    shim = [str(SHIM)] if sys.version_info < (3, 12) else []
+    own = str(Path(nemo_thinkprune.__file__).resolve().parent.parent)
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join([*shim, own, str(found.root), *filter(None, given.split(os.pathsep))])
+
+
+def _importable() -> Path | None:
+    spec = importlib.util.find_spec("nemo_rl")
+    return Path(spec.origin).parent.parent if spec is not None and spec.origin else None
+
+
+def _from_variable() -> Path | None:
+    value = os.environ.get(ROOT_VARIABLE)
+    return Path(value) if value else None
+
+
+def _version(folder: Path) -> str:
+    """The version in nemo_rl/package_info.py, read as text: importing it would start all of NeMo-RL."""
+    try:
+        text = (folder / "nemo_rl" / "package_info.py").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    parts = [re.search(rf"^{name}\s*=\s*(\d+)", text, re.MULTILINE) for name in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(part[1] for part in parts if part) or "unknown"
