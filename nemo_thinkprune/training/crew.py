@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,18 +44,27 @@ class Rank:
         return self.process.pid
 
 
-def start_rank(job: Job, attempt: Path, number: int, *, entry: str, lock: int) -> Rank:
-    """Start one worker with its output in `attempt`/rank_N.log; `lock` stays open in it."""
+def start_rank(
+    job: Job,
+    attempt: Path,
+    number: int,
+    *,
+    world: int,
+    entry: str,
+    lock: int,
+    environment: Mapping[str, str],
+) -> Rank:
+    """Start worker `number` of `world`, its output in `attempt`/rank_N.log; `lock` stays open in it."""
     log = attempt / f"rank_{number}.log"
     reader, writer = os.pipe()
     try:
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                _command(job, attempt, number, entry=entry, pipe=writer),
+                _command(attempt, number, world=world, entry=entry, pipe=writer),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=worker_environment(job),
+                env={**worker_environment(job), **environment},
                 pass_fds=(writer, lock),
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
@@ -69,7 +78,7 @@ def start_rank(job: Job, attempt: Path, number: int, *, entry: str, lock: int) -
     return Rank(number, process, reader, log, attempt / f"rank_{number}.stacks")
 
 
-def _command(job: Job, attempt: Path, number: int, *, entry: str, pipe: int) -> list[str]:
+def _command(attempt: Path, number: int, *, world: int, entry: str, pipe: int) -> list[str]:
     return [
         sys.executable,
         "-P",  # a file in the current folder must not stand in for a module of the same name
@@ -77,7 +86,7 @@ def _command(job: Job, attempt: Path, number: int, *, entry: str, pipe: int) -> 
         "-m",
         worker.__name__,
         str(attempt / JOB_FILE),
-        *("--rank", str(number), "--world", str(job.world_size), "--entry", entry),
+        *("--rank", str(number), "--world", str(world), "--entry", entry),
         *("--rendezvous", str((attempt / "rendezvous").resolve())),
         *("--pipe", str(pipe), "--stacks", str(attempt / f"rank_{number}.stacks")),
     ]

@@ -37,11 +37,11 @@ class EvalSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One call of the engine.
+    """One call of an engine.
 
     `model` is an HF folder (config.json, tokenizer, weights).  `init_weights`, a torch_dist folder
     (``step_N/policy/weights/iter_0000000``), replaces its weights.  `limit` is the longest response in
-    training rollouts, in tokens.
+    training rollouts, in tokens.  `on_cpu`: NeMo-RL with this package's workers for CPUs instead of its own.
     """
 
     kind: Literal["train", "eval", "warmup"]
@@ -51,6 +51,8 @@ class Job:
     limit: int
     init_weights: Path | None = None
     eval: EvalSpec | None = None
+    engine: Literal["local", "nemo-rl"] = "local"
+    on_cpu: bool = False
 
     @property
     def world_size(self) -> int:
@@ -113,11 +115,13 @@ def job_settings(job: Job) -> dict[str, Any]:
             "out": str(spec.out),
             "limits": list(spec.limits),
         },
+        "engine": job.engine,
+        "on_cpu": job.on_cpu,
     }
 
 
 def _paths(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON values back to the types of the fields."""
+    """JSON values back to the types of the fields; a field that an older file lacks keeps its default."""
     spec, init = data["eval"], data["init_weights"]
     return {
         **data,

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,21 @@ class JobStopped(RuntimeError):
         super().__init__(message if step is None else saved)
 
 
-def run_job(job: Job, *, on_event: Callable[[Event], None] | None = None, entry: str = DEFAULT_ENTRY) -> None:
+def run_job(
+    job: Job,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    entry: str = DEFAULT_ENTRY,
+    processes: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `job` on all of its ranks and return when it is done.
 
     SIGTERM and SIGUSR1 ask the ranks to save at the next step boundary and leave; an evaluation, which has
     nothing to save, is ended at once.  `entry` names the function "package.module:function" that every rank
-    calls with the job and its `worker.RankContext`.
+    calls with the job and its `worker.RankContext`.  `processes` is the number of ranks to start, where it is
+    not the job's world size: an engine that starts its own workers is one process here.  `environment` is added
+    to that of the ranks.
 
     Raises:
         UserError: A worker found a mistake of the user; or another process uses the run folder; or the folder
@@ -98,7 +108,12 @@ def run_job(job: Job, *, on_event: Callable[[Event], None] | None = None, entry:
                 record_settings(job)
             attempt = new_attempt(job.run_dir)
             job.write(attempt / JOB_FILE)
-            verdict = _run_attempt(job, attempt, lock, stop, on_event or (lambda event: None), entry)
+            world = job.world_size if processes is None else processes
+            start = partial(
+                start_rank, job, attempt, world=world, entry=entry, lock=lock, environment=environment or {}
+            )
+            crew = Crew(world, start, attempt, lock)
+            verdict = _run_attempt(job, crew, stop, on_event or (lambda event: None))
     if isinstance(verdict, Failure):
         if verdict.kind is FailureKind.USER_ERROR:
             raise UserError(verdict.reason)
@@ -128,24 +143,27 @@ def _stopped(job: Job, verdict: Verdict) -> JobStopped:
     return JobStopped(verdict.step)
 
 
-def _run_attempt(
-    job: Job,
-    attempt: Path,
-    lock: int,
-    stop: threading.Event,
-    on_event: Callable[[Event], None],
-    entry: str,
-) -> Verdict:
-    watch = Watch(job.world_size, job.recipe.thinkprune.runtime.stall_timeout_s, time.monotonic())
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The ranks of one attempt: how many, what starts one, the folder of their logs, and the run's lock."""
+
+    world: int
+    start: Callable[[int], Rank]
+    attempt: Path
+    lock: int
+
+
+def _run_attempt(job: Job, crew: Crew, stop: threading.Event, on_event: Callable[[Event], None]) -> Verdict:
+    watch = Watch(crew.world, job.recipe.thinkprune.runtime.stall_timeout_s, time.monotonic())
     ranks: list[Rank] = []
-    with _guard(lock) as register:
+    with _guard(crew.lock) as register:
         try:
-            for number in range(job.world_size):
-                ranks.append(start_rank(job, attempt, number, entry=entry, lock=lock))
+            for number in range(crew.world):
+                ranks.append(crew.start(number))
                 register(ranks[-1].pid)
             verdict = _supervise(ranks, watch, stop, on_event, can_save=job.kind != "eval")
             if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
-                write_report(attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
+                write_report(crew.attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
             return verdict
         finally:
             kill_sessions({rank.pid for rank in ranks})

@@ -25,6 +25,12 @@ def finish(job: Job, context: RankContext) -> None:
         context.beat("step", 1, row={"reward_mean": 0.5, "text": "x" * 100_000}, total=1, produced="a model")
 
 
+def tell_place(job: Job, context: RankContext) -> None:
+    path, threads = os.environ["PYTHONPATH"], os.environ["OMP_NUM_THREADS"]
+    searched = all(folder in sys.path for folder in path.split(os.pathsep))
+    context.beat("place", 0, world=context.world, path=path, threads=threads, searched=searched)
+
+
 def together(job: Job, context: RankContext) -> None:
     """Wait until every rank is here, as a barrier does."""
     here = job.run_dir / f"here_{context.rank}"

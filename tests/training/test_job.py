@@ -25,9 +25,26 @@ def test_a_job_is_the_same_after_a_way_through_json(make_job: MakeJob) -> None:
         out=Path("o"),
         limits=(8, 16),
     )
-    for fields in ({}, {"kind": "eval", "eval": spec}, {"init_weights": Path("a/b")}):
+    for fields in (
+        {},
+        {"kind": "eval", "eval": spec},
+        {"init_weights": Path("a/b")},
+        {"engine": "nemo-rl", "on_cpu": True},
+    ):
         job = make_job(**fields)
         assert Job.from_json(job.to_json()) == job
+
+
+def test_a_job_written_before_there_were_two_engines_is_one_of_the_local_engine(make_job: MakeJob) -> None:
+    data = json.loads(make_job().to_json())
+    del data["engine"], data["on_cpu"]
+    assert Job.from_json(json.dumps(data)) == make_job()
+
+
+def test_a_run_may_go_on_with_the_other_engine(make_job: MakeJob) -> None:
+    record_settings(make_job(engine="nemo-rl", on_cpu=True))
+    record_settings(make_job())
+    assert Job.read(make_job().run_dir / "JOB.json").engine == "local"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 0, "recipe": {}}'])

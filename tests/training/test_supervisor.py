@@ -59,6 +59,19 @@ def test_all_events_of_all_ranks_arrive_before_the_job_returns(make_job: MakeJob
     assert (last.total, last.extra) == (1, {"produced": "a model"})
 
 
+def test_an_engine_with_workers_of_its_own_is_one_process_with_its_own_environment(make_job: MakeJob) -> None:
+    events: list[Event] = []
+    path = os.pathsep.join([str(HERE), "/of/the/engine"])
+    run_job(
+        make_job(world=16),
+        on_event=events.append,
+        entry="fake_entries:tell_place",
+        processes=1,
+        environment={"PYTHONPATH": path, "OMP_NUM_THREADS": "7"},
+    )
+    assert [event.extra for event in events] == [{"world": 1, "path": path, "threads": "7", "searched": True}]
+
+
 def test_a_rank_killed_by_a_signal_is_named_before_the_peers_that_break_on_it(make_job: MakeJob) -> None:
     failed = failure_of(make_job(), "kill_self")
     assert (failed.kind, failed.rank) == (FailureKind.KILLED, 1)
