@@ -51,20 +51,22 @@ def model_parallel(
     *,
     rank: int,
     world: int,
-    rendezvous: Path,
+    rendezvous: Path | str,
     tp: int,
     pp: int,
     device: torch.device,
     timeout_s: float = 600.0,
     seed: int = 0,
 ) -> Iterator[Layout]:
-    """Join the world through the rendezvous file and set up Megatron's groups; torn down at the end of the block.
+    """Join the world and set up Megatron's groups; torn down at the end of the block.
+
+    `rendezvous` is a file that all ranks see, or an address as torch.distributed takes it (tcp://HOST:PORT).
 
     After an exception nothing is torn down: peers inside a collective would block it, and the process is to end.
     """
     dist.init_process_group(
         collective_backend(device),
-        init_method=f"file://{rendezvous}",
+        init_method=rendezvous if isinstance(rendezvous, str) else f"file://{rendezvous}",
         rank=rank,
         world_size=world,
         timeout=timedelta(seconds=timeout_s),

@@ -92,7 +92,7 @@ def open_session(job: Job, context: RankContext, *, optimizer: OptimizerConfig |
         ) as layout,
     ):
         with user_errors():
-            policy = _build_policy(job, layout, device, optimizer, pulse=context.pulse)
+            policy = build_policy(job, layout, device, optimizer, pulse=context.pulse)
         policy.set_heartbeat(context.pulse)
         tokenizer = load_tokenizer(job.model)
         eos_ids = end_tokens(recipe, Path(job.model), tokenizer)
@@ -166,14 +166,15 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
     )
 
 
-def _build_policy(
+def build_policy(
     job: Job,
     layout: Layout,
     device: torch.device,
     optimizer: OptimizerConfig | None,
     *,
-    pulse: Callable[[], None],
+    pulse: Callable[[], None] = lambda: None,
 ) -> Policy:
+    """The policy of a job on this rank, its weights loaded; trainable when there is an optimizer."""
     recipe, megatron = job.recipe, job.recipe.policy.megatron_cfg
     model = read_hf_config(Path(job.model))
     packing = recipe.policy.sequence_packing

@@ -1,0 +1,124 @@
+"""A recipe as the values of NeMo-RL's MasterConfig: the recipe's own keys, and what only a run knows filled in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_thinkprune.cluster.dataset import DataPlan, training_entry, validation_entry
+from nemo_thinkprune.cluster.names import ENVIRONMENT, VALIDATION_ENVIRONMENT
+from nemo_thinkprune.recipe.load import to_dict
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.training.job import Job
+
+METRICS = {"val:mean_tokens": "val:avg_length"}
+"""Our names of metrics and NeMo-RL's."""
+
+
+def master_config(job: Job, plan: DataPlan, *, end_ids: Sequence[int]) -> dict[str, Any]:
+    """The dict that MasterConfig is made of.
+
+    `end_ids`: tokens that end a response, the same as on the local engine. What differs from the recipe: paths
+    are absolute, data sets and environments are ours, prompts come in the ledger's order (so NeMo-RL neither
+    shuffles nor counts epochs), validation takes every row, and a KL weight below zero keeps its sign for
+    `loss_section` only.
+    """
+    config = to_dict(job.recipe)
+    config["grpo"] |= _grpo(job.recipe, plan)
+    config["loss_fn"]["reference_policy_kl_penalty"] = abs(job.recipe.loss_fn.reference_policy_kl_penalty)
+    config["policy"] |= _policy(job)
+    config["policy"]["generation"] |= _generation(job, end_ids)
+    config["data"] |= _data(job)
+    config["env"] = _environments(job.recipe)
+    config["checkpointing"] |= _checkpointing(job)
+    config["logger"]["log_dir"] = _inside(job.run_dir, job.recipe.logger.log_dir)
+    return _on_cpu(config, job) if job.on_cpu else config
+
+
+def _grpo(recipe: Recipe, plan: DataPlan) -> dict[str, Any]:
+    batch = min(recipe.grpo.val_batch_size or plan.validation_rows, plan.validation_rows or 1)
+    batch = max(1, batch)
+    return {
+        "max_num_epochs": 1,
+        "max_num_steps": plan.last_step,
+        "val_batch_size": batch,
+        # validate() runs floor(max_val_samples / val_batch_size) batches
+        "max_val_samples": -(-plan.validation_rows // batch) * batch,
+        "val_period": recipe.grpo.val_period if plan.validation_rows else 0,
+        "val_at_start": recipe.grpo.val_at_start and plan.validation_rows > 0,
+        "val_at_end": recipe.grpo.val_at_end and plan.validation_rows > 0,
+    }
+
+
+def _policy(job: Job) -> dict[str, Any]:
+    policy = job.recipe.policy
+    start = None if policy.pretrained_checkpoint is None else policy.pretrained_checkpoint.model_dump()
+    if start is not None:
+        start["path"] = os.path.realpath(os.path.expanduser(start["path"]))
+    if job.init_weights is not None:
+        start = {"path": str(job.init_weights), "format": "megatron_bridge"}
+    tokenizer = policy.tokenizer.model_dump() | {"name": job.model}
+    return {
+        "model_name": job.model if job.on_cpu else _absolute(policy.model_name),
+        "tokenizer": tokenizer,
+        "pretrained_checkpoint": start,
+    }
+
+
+def _generation(job: Job, end_ids: Sequence[int]) -> dict[str, Any]:
+    return {"max_new_tokens": job.limit, "stop_token_ids": list(end_ids)}
+
+
+def _data(job: Job) -> dict[str, Any]:
+    validation = job.recipe.data.validation
+    return {
+        "train": [training_entry(job.recipe, tokenizer=job.model, limit=job.limit, env_name=ENVIRONMENT)],
+        "validation": [
+            validation_entry(
+                job.recipe, tokenizer=job.model, limit=job.limit, env_name=VALIDATION_ENVIRONMENT
+            )
+        ]
+        if validation
+        else None,
+        "default": None,
+        "shuffle": False,
+    }
+
+
+def _environments(recipe: Recipe) -> dict[str, Any]:
+    scoring, section = recipe.thinkprune.scoring, recipe.thinkprune
+    settings = {**scoring.model_dump(), "truncation": section.truncation}
+    return {
+        ENVIRONMENT: {**settings, "length_reward": section.length_reward.model_dump()},
+        VALIDATION_ENVIRONMENT: settings,
+    }
+
+
+def _checkpointing(job: Job) -> dict[str, Any]:
+    section = job.recipe.checkpointing
+    return {
+        "checkpoint_dir": _inside(job.run_dir, section.checkpoint_dir),
+        "metric_name": METRICS.get(section.metric_name or "", section.metric_name),
+        "pretrained_checkpoint": None,
+        # lm_policy.py refuses to save Megatron weights under any other value
+        "model_save_format": None,
+    }
+
+
+def _on_cpu(config: dict[str, Any], job: Job) -> dict[str, Any]:
+    """One node of logical GPUs, generation on the training ranks, no loader process."""
+    config["cluster"] |= {"num_nodes": 1, "gpus_per_node": job.recipe.world_size}
+    config["policy"]["generation"]["backend"] = "megatron"
+    config["data"]["num_workers"] = 0
+    return config
+
+
+def _inside(run_dir: Path, folder: str) -> str:
+    return str(run_dir.resolve() / folder)
+
+
+def _absolute(model: str) -> str:
+    folder = Path(os.path.expanduser(model))
+    return os.path.realpath(folder) if folder.is_dir() else model
