@@ -1,7 +1,8 @@
-"""Loading a model's tokenizer."""
+"""Loading a model's tokenizer, and reading responses with it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,9 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
             f"cannot load the tokenizer of {model}: {str(error).splitlines()[0]}. Give a folder with "
             "tokenizer.json, or check the hub id and the connection"
         ) from error
+
+
+def response_text(tokenizer: Any, ids: Sequence[int], *, finished: bool) -> str:
+    """The response of token ids as text: without its end token (the last one if `finished`), others kept."""
+    text: str = tokenizer.decode(list(ids[:-1] if finished else ids), skip_special_tokens=False)
+    return text

@@ -130,6 +130,9 @@ LENGTH_REWARDS: Mapping[str, Callable[..., LengthReward]] = MappingProxyType(
     }
 )
 
+NEED_GROUP = frozenset({"arora_zanette"})
+"""Length rewards that look at the other responses to the prompt."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:

@@ -7,19 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemo_thinkprune.data.problems import Problem
+from nemo_thinkprune.data.prompts import Prompt
+from nemo_thinkprune.data.tokenizer import response_text
 from nemo_thinkprune.policy.parallel import broadcast_from_main, gather_over_data_parallel
 from nemo_thinkprune.rewards.length_rewards import LengthReward, group_rewards
 from nemo_thinkprune.rewards.types import Item, Reason, Verdict
 from nemo_thinkprune.rollout.types import Request, Rollout, Sampling
 from nemo_thinkprune.training.session import Clock, Session
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A problem with the token ids of its prompt."""
-
-    problem: Problem
-    token_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ def shaped(samples: Sequence[Sample], reward: LengthReward, *, group_size: int) 
 
 
 def _scored(session: Session, problems: list[Problem], rollouts: list[Rollout]) -> list[Sample]:
-    texts = [response_text(session, rollout) for rollout in rollouts]
+    texts = [response_text(session.tokenizer, r.response_ids, finished=r.finished) for r in rollouts]
     verdicts: list[Verdict] | None = None
     if session.scorer is not None:
         items = [
@@ -112,9 +106,3 @@ def _scored(session: Session, problems: list[Problem], rollouts: list[Rollout]) 
         verdicts = session.scorer.score(items, on_judged=session.context.pulse)
     verdicts = broadcast_from_main(session.layout, verdicts)
     return [Sample(*row) for row in zip(problems, rollouts, texts, verdicts, strict=True)]
-
-
-def response_text(session: Session, rollout: Rollout) -> str:
-    """The response as text, without its end token, other special tokens kept."""
-    ids = rollout.response_ids[:-1] if rollout.finished else rollout.response_ids
-    return session.tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,32 @@
+"""Enters our parts into NeMo-RL's registries, which are those of one process: call it in the driver."""
+
+from __future__ import annotations
+
+from nemo_thinkprune.cluster.names import ENVIRONMENT, PROCESSOR, VALIDATION_ENVIRONMENT
+
+ENVIRONMENTS = {
+    ENVIRONMENT: "nemo_thinkprune.cluster.actors.ThinkPruneEnvironment",
+    VALIDATION_ENVIRONMENT: "nemo_thinkprune.cluster.actors.ThinkPruneValidationEnvironment",
+}
+CPU_WORKER = "nemo_thinkprune.cluster.cpu_worker.CpuPolicyWorker"
+
+
+def register() -> None:
+    """Make environments, processor and CPU worker known; harmless when they are.
+
+    All of them run with the driver's own Python, where this package is importable.
+    """
+    from nemo_rl.data.processors import PROCESSOR_REGISTRY, register_processor
+    from nemo_rl.distributed.ray_actor_environment_registry import ACTOR_ENVIRONMENT_REGISTRY
+    from nemo_rl.distributed.virtual_cluster import PY_EXECUTABLES
+    from nemo_rl.environments.utils import ENV_REGISTRY, register_env
+
+    from nemo_thinkprune.cluster.dataset import process_problem
+
+    for name, actor in ENVIRONMENTS.items():
+        if name not in ENV_REGISTRY:
+            register_env(name, actor)
+    for actor in (*ENVIRONMENTS.values(), CPU_WORKER):
+        ACTOR_ENVIRONMENT_REGISTRY[actor] = PY_EXECUTABLES.SYSTEM
+    if PROCESSOR not in PROCESSOR_REGISTRY:
+        register_processor(PROCESSOR, process_problem)
