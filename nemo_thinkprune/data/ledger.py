@@ -45,6 +45,10 @@ class Ledger:
         """Full steps in one pass over the problems (the remainder is dropped)."""
         return self.n_problems // self.prompts_per_step
 
+    def last_step(self, *, epochs: int, max_steps: int) -> int:
+        """Return the last step of a run: whole epochs, at most `max_steps`."""
+        return min(max_steps, epochs * self.steps_per_epoch)
+
     def epoch_of(self, step: int) -> int:
         """Return the epoch, counted from 0, that `step`, counted from 1, belongs to."""
         if step < 1:

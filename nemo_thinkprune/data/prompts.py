@@ -63,6 +63,14 @@ def encode_prompt(tokenizer: Any, problem: Problem, *, family: str, length_hint:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem with the token ids of its prompt."""
+
+    problem: Problem
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPrompts:
     """Problems that fit, their prompts in the same order, and the ids of those that do not fit."""
 

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 
 from nemo_thinkprune.data.problems import load_problems
+from nemo_thinkprune.data.prompts import Prompt
 from nemo_thinkprune.evaluation.stats import summarise
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.rollout.types import Sampling
 from nemo_thinkprune.training.problems import encode
-from nemo_thinkprune.training.samples import Prompt, collect
+from nemo_thinkprune.training.samples import collect
 from nemo_thinkprune.training.session import Clock, Session
 
 

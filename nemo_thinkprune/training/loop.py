@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_thinkprune.data.ledger import Ledger, ledger_row, read_ledger, verify_ledger
+from nemo_thinkprune.data.prompts import Prompt
 from nemo_thinkprune.policy.device import peak_memory_mb
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
@@ -16,7 +17,7 @@ from nemo_thinkprune.training.metrics import step_row
 from nemo_thinkprune.training.objective import Objective, optimise
 from nemo_thinkprune.training.problems import training_prompts, validation_prompts
 from nemo_thinkprune.training.run_folder import LEDGER, RunFolder
-from nemo_thinkprune.training.samples import Prompt, Sample, collect, shaped
+from nemo_thinkprune.training.samples import Sample, collect, shaped
 from nemo_thinkprune.training.schedule import learning_rate
 from nemo_thinkprune.training.session import Clock, Session
 from nemo_thinkprune.training.validate import validate
@@ -37,7 +38,7 @@ def make_plan(session: Session) -> Plan:
     grpo = session.recipe.grpo
     train = training_prompts(session)
     ledger = Ledger(len(train), grpo.num_prompts_per_step, grpo.seed)
-    last_step = min(grpo.max_num_steps, grpo.max_num_epochs * ledger.steps_per_epoch)
+    last_step = ledger.last_step(epochs=grpo.max_num_epochs, max_steps=grpo.max_num_steps)
     if grpo.num_prompts_per_step % session.layout.dp:
         raise UserError(
             f"grpo.num_prompts_per_step = {grpo.num_prompts_per_step} cannot be shared by "
@@ -142,7 +143,8 @@ def train_step(
         session.beat("update", step)
         updates = optimise(session.policy, objective, samples, advantages, lrs=lrs, clock=clock)
         session.engine.refit()
-    row = step_row(step, samples, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
+    rows = [sample.to_row() for sample in samples]
+    row = step_row(step, rows, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
     return samples, advantages, row
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_thinkprune.evaluation.stats import accuracy, is_cut, mean_tokens
+from nemo_thinkprune.data.prompts import Prompt
 from nemo_thinkprune.rollout.types import Sampling
-from nemo_thinkprune.training.samples import Prompt, Sample, collect
+from nemo_thinkprune.training.metrics import validation_row
+from nemo_thinkprune.training.samples import collect
 from nemo_thinkprune.training.session import Clock, Session
 
 
@@ -33,20 +34,4 @@ def validate(session: Session, prompts: Sequence[Prompt], *, step: int, clock: C
         step=step,
         clock=clock,
     )
-    return validation_row(samples, limit=limit, round_limit=session.job.limit)
-
-
-def validation_row(samples: Sequence[Sample], *, limit: int, round_limit: int) -> dict[str, Any]:
-    """The numbers the selection rule reads, and accuracy as if responses were cut at the round's limit."""
-    rows = [sample.to_row() for sample in samples]
-    overall, tokens, within = accuracy(rows), mean_tokens(rows), accuracy(rows, within=round_limit)
-    return {
-        "limit": limit,
-        "problems": len({row["problem_id"] for row in rows}),
-        "accuracy": overall.mean,
-        "accuracy_se": overall.se,
-        "mean_tokens": tokens.mean,
-        "mean_tokens_se": tokens.se,
-        "share_cut": sum(map(is_cut, rows)) / len(rows),
-        "accuracy_at_limit": within.mean,
-    }
+    return validation_row([sample.to_row() for sample in samples], limit=limit, round_limit=session.job.limit)

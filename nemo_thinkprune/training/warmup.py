@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nemo_thinkprune.algorithms.losses import masked_nll
 from nemo_thinkprune.data.problems import Problem, load_problems
+from nemo_thinkprune.data.prompts import Prompt
+from nemo_thinkprune.data.recipe_prompts import load_sets, problem_sets
 from nemo_thinkprune.data.sft import SftBatch, SftSchedule, load_traces, sft_batches
 from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
 from nemo_thinkprune.policy.policy import UpdateResult
@@ -18,9 +20,8 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.section_thinkprune import Warmup
 from nemo_thinkprune.training.checkpointing import Checkpointer
-from nemo_thinkprune.training.problems import encode, load_datasets
+from nemo_thinkprune.training.problems import encode
 from nemo_thinkprune.training.run_folder import RunFolder
-from nemo_thinkprune.training.samples import Prompt
 from nemo_thinkprune.training.schedule import warmup_learning_rate
 from nemo_thinkprune.training.session import Clock, Session, optimizer_config
 from nemo_thinkprune.training.validate import validate
@@ -84,7 +85,7 @@ def _validation(session: Session, settings: Warmup) -> list[Prompt]:
     if settings.validation_path is not None:
         problems = load_problems(settings.validation_path)
     else:
-        problems = load_datasets(session.recipe, session.recipe.data.validation or [])
+        problems = load_sets(problem_sets(session.recipe, "validation"))
     if not problems:
         raise UserError("the warm-up has no problems to measure on: set thinkprune.warmup.validation_path")
     return encode(session, problems, what="warm-up validation")
