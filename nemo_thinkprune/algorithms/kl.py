@@ -22,7 +22,8 @@ exp(log p - stop_gradient(log p)), whose value is 1 and whose gradient is s, eac
     k2: (d^2 / 2 - d) s     biased by the half square
     k3: -d s                the gradient of KL(p || q)
 
-NeMo-RL multiplies this factor in (loss_functions.py, ClippedPGLossFn); verl and the paper's code do not.
+NeMo-RL multiplies this factor in (loss_functions.py, ClippedPGLossFn); verl and the paper's code do not.  With
+use_on_policy_kl_approximation its factor is p / p_sampling, the importance weight of the sampled token.
 Source of the argument: Tang and Munos, arXiv 2506.09477.
 """
 
@@ -55,6 +56,7 @@ def kl_estimate(
     input_clamp: float | None = 20.0,
     output_clamp: float | None = 10.0,
     score_function: bool = False,
+    sampling_logprobs: Tensor | None = None,
 ) -> Tensor:
     """Return the estimate for each token.
 
@@ -62,10 +64,12 @@ def kl_estimate(
         logprobs: log-probs of the sampled tokens under the policy, any shape, with gradient.
         reference_logprobs: those under the reference, same shape, without gradient.
         kind: k1, k2 or k3.
-        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none. A clamped token has no
-            gradient but that of the score-function factor.
-        output_clamp: bound on |estimate|, NeMo-RL's kl_output_clamp_value; None: none.
-        score_function: multiply by exp(log p - stop_gradient(log p)), after the clamps.
+        input_clamp: bound on |d|, NeMo-RL's kl_input_clamp_value; None: none.
+        output_clamp: bound on |estimate| (times the factor), NeMo-RL's kl_output_clamp_value; None: none.
+            A token on which a clamp acts has no gradient, not even that of the factor.
+        score_function: multiply by the factor exp(log p - stop_gradient(log p)).
+        sampling_logprobs: multiply by the factor exp(log p - this) instead, 0 where it is not finite; those
+            under the policy that sampled, same shape, without gradient.
 
     Returns:
         A tensor of the shape of `logprobs`.
@@ -76,11 +80,25 @@ def kl_estimate(
     if kind not in _ESTIMATES:
         raise ValueError(f"unknown KL estimator {kind!r}: use {', '.join(_ESTIMATES)}")
     d = reference_logprobs - logprobs
+    factor = _factor(logprobs, score_function, sampling_logprobs)
     if input_clamp is not None:
-        d = d.clamp(-input_clamp, input_clamp)
+        bounded = d.clamp(-input_clamp, input_clamp)
+        if factor is not None:
+            factor = torch.where(d == bounded, factor, factor.detach())
+        d = bounded
     estimate = _ESTIMATES[kind](d)
+    if factor is not None:
+        estimate = estimate * factor
     if output_clamp is not None:
         estimate = estimate.clamp(-output_clamp, output_clamp)
-    if score_function:
-        estimate = estimate * torch.exp(logprobs - logprobs.detach())
     return estimate
+
+
+def _factor(logprobs: Tensor, score_function: bool, sampling_logprobs: Tensor | None) -> Tensor | None:
+    """What the estimate is multiplied by; None: nothing."""
+    if sampling_logprobs is not None:
+        exponent = logprobs - sampling_logprobs
+        finite = torch.exp(exponent.detach()).isfinite()
+        # Inside and outside: the gradient of exp at an infinite weight would be NaN even where it is not taken.
+        return torch.where(finite, torch.exp(torch.where(finite, exponent, 0.0)), 0.0)
+    return torch.exp(logprobs - logprobs.detach()) if score_function else None

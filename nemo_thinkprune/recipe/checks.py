@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from nemo_thinkprune.recipe.checks_layout import check_layout
+from nemo_thinkprune.recipe.checks_loss import check_ratios, check_sampler_correction
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.local_support import ignored, unsupported
@@ -34,8 +35,8 @@ def check_recipe(recipe: Recipe, *, engine: str = "local") -> list[str]:
     """
     if engine not in ENGINES:
         raise UserError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
-    checks: list[Check] = [_objective, _batches, _lengths, _sampling, _optimizer, _validation, _backend]
-    checks += [_model, _paths, _run, check_layout]
+    checks: list[Check] = [_objective, check_ratios, check_sampler_correction, _batches, _lengths, _sampling]
+    checks += [_optimizer, _validation, _backend, _model, _paths, _run, check_layout]
     if engine == "local":
         checks.append(unsupported)
     problems = [problem for check in checks for problem in check(recipe)]
@@ -77,8 +78,6 @@ def _objective(recipe: Recipe) -> Iterator[str]:
             "grpo.skip_reference_policy_logprobs_calculation is true, but the KL term needs them; remove "
             "the key or set loss_fn.reference_policy_kl_penalty=0"
         )
-    if loss.sequence_level_importance_ratios and loss.token_level_loss:
-        yield "loss_fn.sequence_level_importance_ratios needs loss_fn.token_level_loss=false"
     low, high = grpo.advantage_clip_low, grpo.advantage_clip_high
     if low is not None and high is not None and low >= high:
         yield f"grpo.advantage_clip_low = {low:g} must be below grpo.advantage_clip_high = {high:g}"

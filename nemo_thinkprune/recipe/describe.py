@@ -8,6 +8,7 @@ from nemo_thinkprune.recipe.checks import check_recipe, updates_per_step
 from nemo_thinkprune.recipe.checks_layout import world_layout
 from nemo_thinkprune.recipe.files import is_file
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.recipe.section_algorithm import LossFn
 
 _KL = {
     "k1": "log p - log ref",
@@ -90,14 +91,10 @@ def _objective(recipe: Recipe) -> list[str]:
         if loss.token_level_loss
         else "mean over responses of token means"
     )
-    low, high = f"{1 - loss.ratio_clip_min:g}", f"{1 + loss.ratio_clip_max:g}"
-    if loss.disable_ppo_ratio:
-        surrogate = "-A log p"
-    elif loss.force_on_policy_ratio:
-        surrogate = "-A r, r = p / stop_gradient(p)"
-    else:
-        surrogate = f"-min(r A, clip(r, {low}, {high}) A), r = p / p_old"
+    surrogate = _surrogate(loss)
     lines = [f"{mean} of {surrogate}", f"  A = {_advantage(recipe)}"]
+    if loss.use_importance_sampling_correction:
+        lines.append(f"  times p_old / p_sampler{_truncation(loss)}")
     if loss.ratio_clip_c is not None:
         lines.append(f"  for A < 0 at most {loss.ratio_clip_c:g} |A| (dual clip)")
     weight = loss.reference_policy_kl_penalty
@@ -105,7 +102,9 @@ def _objective(recipe: Recipe) -> list[str]:
         kind = loss.reference_policy_kl_type
         lines += [
             f"  + {weight:g} KL, {kind}: {_KL[kind]}",
-            f"    times p / stop_gradient(p), NeMo-RL's score-function factor: {_KL_GRADIENT[kind]}",
+            "    times p / p_sampler"
+            if loss.use_on_policy_kl_approximation
+            else f"    times p / stop_gradient(p), NeMo-RL's score-function factor: {_KL_GRADIENT[kind]}",
         ]
     else:
         lines.append("  no KL term, no reference policy")
@@ -116,6 +115,33 @@ def _objective(recipe: Recipe) -> list[str]:
             "  one update per rollout batch: r is 1 when the gradient is taken, so the clip never acts"
         )
     return lines
+
+
+def _surrogate(loss: LossFn) -> str:
+    low, high = f"{1 - loss.ratio_clip_min:g}", f"{1 + loss.ratio_clip_max:g}"
+    if loss.force_on_policy_ratio:
+        return "-A r, r = p / stop_gradient(p)"
+    if loss.disable_ppo_ratio:
+        return "-A log p"
+    if loss.use_cispo:
+        return f"-A stop_gradient(clip(r, {low}, {high})) log p, r = p / p_old (CISPO)"
+    if loss.sequence_level_importance_ratios:
+        ratio = "exp(mean over the response of log p - log p_old) (GSPO)"
+    else:
+        ratio = "p / p_old"
+    return f"-min(r A, clip(r, {low}, {high}) A), r = {ratio}"
+
+
+def _truncation(loss: LossFn) -> str:
+    kind, low = loss.truncated_importance_sampling_type, loss.truncated_importance_sampling_ratio_min
+    whole = " of the response" if loss.sequence_level_importance_ratios else ""
+    bounds = f"[{low or 0:g}, {loss.truncated_importance_sampling_ratio}]"
+    effects = {
+        "tis": f", clamped to {bounds}",
+        "icepop": f", 0 outside {bounds}",
+        "seq-mask-tis": f", 0 where its geometric mean over the response is outside {bounds}",
+    }
+    return whole + effects.get(kind or "", "")
 
 
 def _advantage(recipe: Recipe) -> str:

@@ -38,7 +38,7 @@ class Objective:
         estimate: Advantages [G, n] from rewards [G, n] and lengths [G, n].
         loss: Share of a packed part of the step in its loss.
         needs_reference: Whether the loss reads log-probs under the reference policy.
-        needs_old: Whether it reads those under the sampling policy, once that one has moved.
+        needs_old: Whether it reads those of the policy before the step's updates, once it has moved.
         group_size: Responses to a prompt.
         update_size: Responses in an optimizer update.
     """
@@ -62,7 +62,8 @@ class Objective:
             estimate=partial(response_advantages, config=_advantage_config(recipe)),
             loss=partial(policy_loss, config=loss),
             needs_reference=loss.reference_policy_kl_penalty != 0,
-            needs_old=not (loss.force_on_policy_ratio or loss.disable_ppo_ratio),
+            needs_old=not loss.force_on_policy_ratio
+            and (not loss.disable_ppo_ratio or loss.use_importance_sampling_correction),
             group_size=grpo.num_generations_per_prompt,
             update_size=recipe.policy.train_global_batch_size,
         )
@@ -158,6 +159,7 @@ def _loss_fn(loss: TokenLoss, totals: StepTotals) -> LossFn:
             mask=torch.ones_like(logprobs),
             sequence_ids=ids,
             old_logprobs=micro.fields.get("old", logprobs.detach()),
+            sampling_logprobs=micro.fields["sampled"],
             reference_logprobs=micro.fields.get("reference"),
             positive=micro.fields["positive"].bool(),
             entropies=entropy,
