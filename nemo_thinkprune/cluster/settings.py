@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_thinkprune.cluster.dataset import DataPlan, training_entry, validation_entry
+from nemo_thinkprune.cluster.data_plan import DataPlan, absolute, training_entry, validation_entry
 from nemo_thinkprune.cluster.names import ENVIRONMENT, VALIDATION_ENVIRONMENT
 from nemo_thinkprune.recipe.load import to_dict
 from nemo_thinkprune.recipe.schema import Recipe
@@ -32,7 +31,11 @@ def master_config(job: Job, plan: DataPlan, *, end_ids: Sequence[int]) -> dict[s
     config["policy"]["generation"] |= _generation(job, end_ids)
     config["data"] |= _data(job)
     config["env"] = _environments(job.recipe)
-    config["checkpointing"] |= _checkpointing(job)
+    config["checkpointing"] |= _checkpointing(job, plan)
+    for section in ("policy", "checkpointing"):  # setup() copies the second over the first
+        config[section].pop("pretrained_checkpoint", None)
+    if (start := _start(job)) is not None:
+        config["policy"]["pretrained_checkpoint"] = start
     config["logger"]["log_dir"] = _inside(job.run_dir, job.recipe.logger.log_dir)
     return _on_cpu(config, job) if job.on_cpu else config
 
@@ -42,7 +45,7 @@ def _grpo(recipe: Recipe, plan: DataPlan) -> dict[str, Any]:
     batch = max(1, batch)
     return {
         "max_num_epochs": 1,
-        "max_num_steps": plan.last_step,
+        "max_num_steps": plan.steps,
         "val_batch_size": batch,
         # validate() runs floor(max_val_samples / val_batch_size) batches
         "max_val_samples": -(-plan.validation_rows // batch) * batch,
@@ -54,17 +57,18 @@ def _grpo(recipe: Recipe, plan: DataPlan) -> dict[str, Any]:
 
 def _policy(job: Job) -> dict[str, Any]:
     policy = job.recipe.policy
-    start = None if policy.pretrained_checkpoint is None else policy.pretrained_checkpoint.model_dump()
-    if start is not None:
-        start["path"] = os.path.realpath(os.path.expanduser(start["path"]))
-    if job.init_weights is not None:
-        start = {"path": str(job.init_weights), "format": "megatron_bridge"}
-    tokenizer = policy.tokenizer.model_dump() | {"name": job.model}
     return {
-        "model_name": job.model if job.on_cpu else _absolute(policy.model_name),
-        "tokenizer": tokenizer,
-        "pretrained_checkpoint": start,
+        "model_name": job.model if job.on_cpu else absolute(policy.model_name),
+        "tokenizer": policy.tokenizer.model_dump() | {"name": job.model},
     }
+
+
+def _start(job: Job) -> dict[str, str] | None:
+    """Weights in the place of the model's own: those a round hands over, else the recipe's."""
+    if job.init_weights is not None:
+        return {"path": str(job.init_weights), "format": "megatron_bridge"}
+    given = job.recipe.policy.pretrained_checkpoint
+    return None if given is None else {"path": absolute(given.path), "format": given.format}
 
 
 def _generation(job: Job, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -72,16 +76,11 @@ def _generation(job: Job, end_ids: Sequence[int]) -> dict[str, Any]:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    validation = job.recipe.data.validation
+    shared: dict[str, Any] = {"tokenizer": job.model, "limit": job.limit}
     return {
-        "train": [training_entry(job.recipe, tokenizer=job.model, limit=job.limit, env_name=ENVIRONMENT)],
-        "validation": [
-            validation_entry(
-                job.recipe, tokenizer=job.model, limit=job.limit, env_name=VALIDATION_ENVIRONMENT
-            )
-        ]
-        if validation
-        else None,
+        # one section each, not a list: NeMo-RL looks for env_name in sections only
+        "train": training_entry(job.recipe, env_name=ENVIRONMENT, **shared),
+        "validation": validation_entry(job.recipe, env_name=VALIDATION_ENVIRONMENT, **shared),
         "default": None,
         "shuffle": False,
     }
@@ -96,12 +95,13 @@ def _environments(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _checkpointing(job: Job) -> dict[str, Any]:
+def _checkpointing(job: Job, plan: DataPlan) -> dict[str, Any]:
     section = job.recipe.checkpointing
     return {
         "checkpoint_dir": _inside(job.run_dir, section.checkpoint_dir),
         "metric_name": METRICS.get(section.metric_name or "", section.metric_name),
-        "pretrained_checkpoint": None,
+        # null is no number there: as many as there are steps are all
+        "keep_top_k": section.keep_top_k or max(1, plan.steps),
         # lm_policy.py refuses to save Megatron weights under any other value
         "model_save_format": None,
     }
@@ -118,7 +118,3 @@ def _on_cpu(config: dict[str, Any], job: Job) -> dict[str, Any]:
 def _inside(run_dir: Path, folder: str) -> str:
     return str(run_dir.resolve() / folder)
 
-
-def _absolute(model: str) -> str:
-    folder = Path(os.path.expanduser(model))
-    return os.path.realpath(folder) if folder.is_dir() else model
