@@ -22,6 +22,7 @@ from nemo_thinkprune.training.manifest import MANIFEST, Pulse, seal, verify
 
 __all__ = [
     "Checkpoint",
+    "all_checkpoints",
     "check_disk_space",
     "complete_checkpoints",
     "newest_valid",
@@ -30,6 +31,7 @@ __all__ = [
     "remove_stale",
     "training_info",
     "verify_checkpoint",
+    "written_by_nemo_rl",
 ]
 
 TRAINING_INFO = "training_info.json"
@@ -54,21 +56,22 @@ def complete_checkpoints(folder: Path, *, require_manifest: bool = True) -> list
 
     Without `require_manifest` folders that NeMo-RL wrote count too.
     """
-    if not folder.is_dir():
-        return []
     marker = MANIFEST if require_manifest else TRAINING_INFO
-    return [item for item in _steps(folder) if (item.path / marker).is_file()]
+    return [item for item in all_checkpoints(folder) if (item.path / marker).is_file()]
 
 
 def verify_checkpoint(path: Path, *, require_manifest: bool = True, pulse: Pulse | None = None) -> list[str]:
     """What is wrong with a checkpoint, naming the files; empty when every byte is as it was written.
 
-    Without `require_manifest` a folder that has none need only hold the essential files.  `pulse` is called,
-    from several threads, for every part that is read.
+    Without `require_manifest` a folder of NeMo-RL's, which has none, need only hold the essential files.  `pulse`
+    is called, from several threads, for every part that is read.
     """
-    if require_manifest or (path / MANIFEST).exists():
+    info = training_info(path)
+    if require_manifest or (path / MANIFEST).exists() or (info and "total_steps" not in info):
         return verify(path, pulse=pulse)
-    return [f"{name} is missing" for name in _ESSENTIAL if not (path / name).is_file()]
+    problems = [f"{name} is missing" for name in _ESSENTIAL if not (path / name).is_file()]
+    problems += [f"{name} is empty" for name in _ESSENTIAL if _is_empty(path / name)]
+    return problems or ([] if info else [f"{TRAINING_INFO} is damaged"])
 
 
 def newest_valid(
@@ -82,7 +85,7 @@ def newest_valid(
 
     `require_manifest` and `pulse` as in `verify_checkpoint`.
     """
-    for checkpoint in _steps(folder) if folder.is_dir() else []:
+    for checkpoint in all_checkpoints(folder):
         problems = verify_checkpoint(checkpoint.path, require_manifest=require_manifest, pulse=pulse)
         if not problems:
             return checkpoint.path
@@ -164,14 +167,25 @@ def training_info(path: Path) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def _steps(folder: Path) -> list[Checkpoint]:
-    """All folders ``step_N``, newest first."""
+def all_checkpoints(folder: Path) -> list[Checkpoint]:
+    """All folders ``step_N``, newest first, whatever is in them."""
+    if not folder.is_dir():
+        return []
     found = [
         Checkpoint(int(match[1]), path)
         for path in folder.iterdir()
         if path.is_dir() and (match := _STEP.fullmatch(path.name))
     ]
     return sorted(found, key=lambda item: item.step, reverse=True)
+
+
+def written_by_nemo_rl(path: Path) -> bool:
+    """Whether NeMo-RL's trainer wrote a checkpoint, as its training_info.json tells."""
+    return "total_steps" in training_info(path)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _rank(item: Checkpoint, metric_name: str | None, higher_is_better: bool) -> tuple[float, int]:

@@ -25,6 +25,7 @@ from nemo_thinkprune.training.checkpoint_files import (
     prune_checkpoints,
     publish,
     remove_stale,
+    training_info,
 )
 from nemo_thinkprune.training.disk import disk_errors
 from nemo_thinkprune.training.session import Session
@@ -41,24 +42,32 @@ class Checkpointer:
         self.folder = session.job.run_dir / self._settings.checkpoint_dir
 
     def resume(self) -> dict[str, Any]:
-        """Load the newest checkpoint that is whole; its training_info.json, with step 0 when there is none."""
+        """Load the newest checkpoint that is whole; its training_info.json, with step 0 when there is none.
+
+        One that NeMo-RL wrote will do, although it has no manifest.
+        """
         found: str | None = None
         if self.session.layout.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self.folder)
-            newest = newest_valid(self.folder, on_refused=self._refused, pulse=self.session.context.pulse)
+            newest = newest_valid(
+                self.folder,
+                on_refused=self._refused,
+                require_manifest=False,
+                pulse=self.session.context.pulse,
+            )
             found = str(newest) if newest is not None else None
         found = broadcast_from_main(self.session.layout, found)
         if found is None:
             return {"step": 0}
         path = Path(found)
-        self.session.beat("resume", int(path.name.removeprefix("step_")))
+        step = int(path.name.removeprefix("step_"))
+        self.session.beat("resume", step)
         try:
             load_torch_dist(self.session.policy, path / WEIGHTS, with_optimizer=self._settings.save_optimizer)
         except CheckpointError as error:
             raise UserError(str(error)) from error
-        info: dict[str, Any] = json.loads((path / TRAINING_INFO).read_text(encoding="utf-8"))
-        return info
+        return {**training_info(path), "step": step}
 
     def save(self, step: int, *, validation: dict[str, Any] | None) -> None:
         """Write `step_N`: aside, synced, renamed; collective."""

@@ -45,6 +45,11 @@ class RunFolder:
         validation: Row | None = None,
     ) -> None:
         """Record a step: its responses, the prompts it took, its metrics, perhaps a validation after it."""
+        self.write_responses(step, rollouts=rollouts, ledger_row=ledger_row)
+        self.write_metrics(step, row, validation=validation)
+
+    def write_responses(self, step: int, *, rollouts: Sequence[Row] | None, ledger_row: Row | None) -> None:
+        """Record the responses of a step and the prompts it took, before its metrics are known."""
         if not self._write:
             return
         if rollouts is not None:
@@ -53,13 +58,18 @@ class RunFolder:
                 write_atomic(path, b"".join(map(_line, rollouts)))
         if ledger_row is not None:
             append_durably(self.run_dir / LEDGER, _line({"step": step, **ledger_row}))
+
+    def write_metrics(self, step: int, row: Row, *, validation: Row | None = None) -> None:
+        """Record the metrics of a step whose responses are recorded, perhaps with a validation after it."""
+        if not self._write:
+            return
         lines = _line({"step": step, **row})
         if validation is not None:
             lines += _validation_line(step, validation)
         append_durably(self.run_dir / METRICS, lines)
 
     def write_validation(self, step: int, validation: Row) -> None:
-        """Record a validation that belongs to no training step: the one before the first."""
+        """Record a validation by itself: the one before the first step, or one that is over before its step is."""
         if self._write:
             append_durably(self.run_dir / METRICS, _validation_line(step, validation))
 

@@ -47,6 +47,7 @@ class RankContext:
         self._lock = threading.Lock()
         self._last_sent = 0.0
         self._stop = False
+        self._when_asked: list[Callable[[], None]] = []
         self._reported: Exception | None = None
 
     def beat(
@@ -72,6 +73,15 @@ class RankContext:
     def stop_requested(self) -> bool:
         """Whether this rank has been asked to save and leave at the next step boundary."""
         return self._stop
+
+    def when_asked_to_stop(self, act: Callable[[], None]) -> None:
+        """Call `act` as soon as this rank is asked to stop, at once when it has been.
+
+        It runs in the signal's handler, perhaps twice: it must be quick and take no lock.
+        """
+        self._when_asked.append(act)
+        if self._stop:
+            act()
 
     def stop_requested_anywhere(self, layout: Layout) -> bool:
         """Rank 0's answer on every rank, so that all leave at the same step; collective.
@@ -110,6 +120,8 @@ class RankContext:
     def request_stop(self) -> None:
         """What SIGTERM and SIGUSR1 do."""
         self._stop = True
+        for act in self._when_asked:
+            act()
 
     def send(self, kind: str, **values: Any) -> None:
         """Write one message; ends the process when the supervisor is gone."""

@@ -135,7 +135,7 @@ def test_all_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_manifest_counts_only_where_that_is_allowed(tmp_path: Path) -> None:
-    folder = save(tmp_path, 3)
+    folder = save(tmp_path, 3, total_steps=3)
     (folder / "manifest.json").unlink()
     assert steps(tmp_path) == []
     refused: list[Path] = []
@@ -144,7 +144,17 @@ def test_a_folder_without_manifest_counts_only_where_that_is_allowed(tmp_path: P
     assert newest_valid(tmp_path, on_refused=no_refusals, require_manifest=False) == folder
     assert [c.step for c in complete_checkpoints(tmp_path, require_manifest=False)] == [3]
     (folder / "policy/weights/iter_0000000/metadata.json").unlink()
-    assert "metadata.json" in verify_checkpoint(folder, require_manifest=False)[0]
+    (folder / "policy/weights/iter_0000000/.metadata").write_bytes(b"")
+    found = verify_checkpoint(folder, require_manifest=False)
+    assert len(found) == 2 and "metadata.json is missing" in found[0] and ".metadata is empty" in found[1]
+
+
+def test_only_nemo_rl_may_leave_out_the_manifest(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    (folder / "manifest.json").unlink()
+    assert verify_checkpoint(folder, require_manifest=False) == ["manifest.json is missing"]
+    (folder / "training_info.json").write_text("{")
+    assert verify_checkpoint(folder, require_manifest=False) == ["training_info.json is damaged"]
 
 
 def test_replacing_a_checkpoint_leaves_the_new_one_alone(tmp_path: Path) -> None:

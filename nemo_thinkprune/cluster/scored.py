@@ -1,0 +1,72 @@
+"""The scored responses of a step, put together from what the environment actors tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nemo_thinkprune.data.ledger import LedgerRow
+from nemo_thinkprune.recipe.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+class LedgerBroken(UserError):
+    """NeMo-RL trains other problems in a step than the ledger has planned."""
+
+
+class Groups:
+    """Responses by problem; only whole groups are given out, so that one prompt's responses stay together."""
+
+    def __init__(self, group_size: int) -> None:
+        self._group_size = group_size
+        self._waiting: dict[str, list[Row]] = {}
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take in rows in the order in which they were scored."""
+        for row in rows:
+            self._waiting.setdefault(str(row["problem_id"]), []).append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Rows of all whole groups, group after group, numbered by `sample`; the rest waits."""
+        taken: list[dict[str, Any]] = []
+        for problem, rows in list(self._waiting.items()):
+            whole = len(rows) - len(rows) % self._group_size
+            taken += [_numbered(row, i % self._group_size) for i, row in enumerate(rows[:whole])]
+            self._waiting[problem] = rows[whole:]
+            if not self._waiting[problem]:
+                del self._waiting[problem]
+        return taken
+
+    def take_step(self, planned: LedgerRow) -> list[dict[str, Any]]:
+        """Rows of a step, in the order of the ledger.
+
+        Raises:
+            LedgerBroken: They are not `group_size` of each planned problem, and no others.
+        """
+        scored = Counter({problem: len(rows) for problem, rows in self._waiting.items()})
+        due = Counter({problem: self._group_size for problem in planned.problem_ids})
+        if scored != due:
+            raise LedgerBroken(_difference(planned.step, scored, due))
+        place = {problem: number for number, problem in enumerate(planned.problem_ids)}
+        return sorted(self.take(), key=lambda row: place[str(row["problem_id"])])
+
+
+def problems_of(rows: Sequence[Row], group_size: int) -> list[str]:
+    """The problem of each group, in order."""
+    return [str(row["problem_id"]) for row in rows[::group_size]]
+
+
+def _numbered(row: Row, sample: int) -> dict[str, Any]:
+    return {"problem_id": row["problem_id"], "sample": sample, **row}
+
+
+def _difference(step: int, scored: Counter[str], due: Counter[str]) -> str:
+    wrong = [problem for problem in due | scored if scored[problem] != due[problem]]
+    listed = ", ".join(f"{problem}: {scored[problem]} instead of {due[problem]}" for problem in wrong[:3])
+    return (
+        f"step {step} does not train the problems that the ledger has planned; responses scored to {listed}"
+        f"{' ...' if len(wrong) > 3 else ''}: the data changed since the run began, or NeMo-RL's data loader "
+        "is not where its checkpoint says"
+    )
