@@ -20,6 +20,7 @@ from nemo_thinkprune.cluster.data_plan import DataPlan, data_plan
 from nemo_thinkprune.cluster.ray_cluster import ray_cluster
 from nemo_thinkprune.cluster.recorder import Recorder
 from nemo_thinkprune.cluster.register import register
+from nemo_thinkprune.cluster.resume import prepare
 from nemo_thinkprune.cluster.responses import ResponseTokenizer
 from nemo_thinkprune.cluster.settings import master_config
 from nemo_thinkprune.cluster.stopping import StopTraining
@@ -45,9 +46,27 @@ def run(job: Job, context: RankContext) -> None:
         end_ids = end_tokens(job.recipe, Path(job.model), tokenizer)
         plan = data_plan(job.recipe, tokenizer=job.model, limit=job.limit)
         config = MasterConfig(**master_config(job, plan, end_ids=end_ids))
+        done = _resume_after(job, context, config, plan)
         with ray_cluster(on_cpu=job.on_cpu, ranks=job.world_size):
             register()
-            _train(job, context, config, plan, tokenizer, end_ids)
+            _train(job, context, config, plan, done, tokenizer, end_ids)
+
+
+def _resume_after(job: Job, context: RankContext, config: Any, plan: DataPlan) -> int:
+    """The step to go on after, with run folder and checkpoints made ready; tells what the user should know."""
+
+    def note(text: str) -> None:
+        context.beat("resume", 0, note=text)
+
+    for text in plan.notes:
+        note(text)
+    return prepare(
+        job.run_dir,
+        Path(config.checkpointing["checkpoint_dir"]),
+        limit=job.limit,
+        group_size=job.recipe.grpo.num_generations_per_prompt,
+        note=note,
+    )
 
 
 def _train(
@@ -55,6 +74,7 @@ def _train(
     context: RankContext,
     config: Any,
     plan: DataPlan,
+    done: int,
     tokenizer: Any,
     end_ids: tuple[int, ...],
 ) -> None:
@@ -68,7 +88,7 @@ def _train(
         parts.policy_generation = _cpu_generation(parts, tokenizer)
     parts.loss_fn = _signed_loss(job, parts.loss_fn, parts.master_config)
     parts.checkpointer = RunCheckpoints(parts.master_config.checkpointing, job)
-    parts.logger = Recorder(
+    recorder = parts.logger = Recorder(
         parts.logger,
         job=job,
         context=context,
@@ -77,8 +97,10 @@ def _train(
         drain_train=partial(_drain, train_env),
         drain_validation=partial(_drain, validation_env),
     )
+    recorder.start(done)
     try:
         run_trainer(parts, ResponseTokenizer(tokenizer, end_ids), Environments(train_env, validation_env))
+        recorder.finish()
     except StopTraining as stop:
         context.stopped(stop.step)
     finally:
