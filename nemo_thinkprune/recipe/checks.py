@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
+from nemo_thinkprune.recipe import local_support, nemo_rl_support
 from nemo_thinkprune.recipe.checks_layout import check_layout
 from nemo_thinkprune.recipe.checks_loss import check_ratios, check_sampler_correction
+from nemo_thinkprune.recipe.checks_nemo_rl import check_nemo_rl
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
-from nemo_thinkprune.recipe.local_support import ignored, unsupported
 from nemo_thinkprune.recipe.schema import Recipe
 
 ENGINES = ("local", "nemo-rl")
@@ -23,29 +25,39 @@ _SEED_BITS = 63  # seeds are passed on as signed 64-bit integers
 _METRIC = re.compile(r"val:(?:accuracy|mean_tokens)|train:.+")
 
 
-def check_recipe(recipe: Recipe, *, engine: str = "local") -> list[str]:
+def check_recipe(recipe: Recipe, *, engine: str = "local", on_cpu: bool = False) -> list[str]:
     """Check a recipe for an engine and return notes: things that are allowed but may not be meant.
+
+    Looks at the recipe alone; whether the files it names are there is asked by `check_files`.
 
     Args:
         recipe: a recipe whose keys and types are right.
-        engine: "local", or "nemo-rl" for the checks that do not depend on the engine.
+        engine: "local" or "nemo-rl".
+        on_cpu: with "nemo-rl": NeMo-RL's loop around the local engine's policy, instead of GPU workers.
 
     Raises:
         UserError: listing every problem.
     """
     if engine not in ENGINES:
         raise UserError(f"unknown engine '{engine}': choose one of {', '.join(ENGINES)}")
+    if on_cpu and engine != "nemo-rl":
+        raise UserError("--on-cpu is for --engine nemo-rl; the local engine runs on a CPU as it is")
     checks: list[Check] = [_objective, check_ratios, check_sampler_correction, _batches, _lengths, _sampling]
     checks += [_optimizer, _validation, _backend, _model, _paths, _run, check_layout]
     if engine == "local":
-        checks.append(unsupported)
+        checks.append(local_support.unsupported)
+    else:
+        checks += [partial(check, on_cpu=on_cpu) for check in (check_nemo_rl, nemo_rl_support.unsupported)]
     problems = [problem for check in checks for problem in check(recipe)]
     if problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         lines = "\n".join(f"  {problem}" for problem in problems)
-        raise UserError(f"the recipe has {count} for the {engine} engine:\n{lines}")
-    notes = list(_notes(recipe))
-    return [*notes, *ignored(recipe)] if engine == "local" else notes
+        cpu = " with --on-cpu" if on_cpu else ""
+        raise UserError(f"the recipe has {count} for the {engine} engine{cpu}:\n{lines}")
+    ignored = (
+        local_support.ignored(recipe) if engine == "local" else nemo_rl_support.ignored(recipe, on_cpu=on_cpu)
+    )
+    return [*_notes(recipe), *ignored]
 
 
 def updates_per_step(recipe: Recipe) -> int:
@@ -64,10 +76,11 @@ def _objective(recipe: Recipe) -> Iterator[str]:
             "grpo.overlong_filtering is true: it takes truncated responses out of the loss, the very ones "
             "ThinkPrune learns from; set false"
         )
-    if loss.reference_policy_kl_penalty < 0:
+    if loss.reference_policy_kl_penalty < 0 and not recipe.thinkprune.allow_negative_kl:
         yield (
             f"loss_fn.reference_policy_kl_penalty = {loss.reference_policy_kl_penalty:g} pushes the policy "
-            "away from the reference; set 0 or a positive weight such as 0.001"
+            "away from the reference; set 0 or a positive weight such as 0.001, or, to reproduce the code that "
+            "was published with the paper, thinkprune.allow_negative_kl=true"
         )
     if loss.ratio_clip_c is not None and loss.ratio_clip_c <= 1:
         yield f"loss_fn.ratio_clip_c = {loss.ratio_clip_c:g}: must be null or above 1, usually 3"

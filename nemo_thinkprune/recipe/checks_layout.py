@@ -12,6 +12,7 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file
 from nemo_thinkprune.recipe.local_support import unsupported_in_model
 from nemo_thinkprune.recipe.model_source import locate
+from nemo_thinkprune.recipe.resources import training_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 
 
@@ -35,11 +36,16 @@ class WorldLayout:
         return max(1, self.world // self.model)
 
 
-def world_layout(recipe: Recipe) -> WorldLayout:
-    """Return the layout that the recipe asks for."""
+def training_layout(recipe: Recipe) -> WorldLayout:
+    """Return the layout of training; GPUs set aside for generation have no part in it."""
+    return world_layout(recipe, world=training_gpus(recipe).count)
+
+
+def world_layout(recipe: Recipe, *, world: int | None = None) -> WorldLayout:
+    """Return the layout that the recipe asks for of `world` ranks; None: of all."""
     megatron = recipe.policy.megatron_cfg
     return WorldLayout(
-        world=recipe.world_size,
+        world=recipe.world_size if world is None else world,
         tp=megatron.tensor_model_parallel_size,
         pp=megatron.pipeline_model_parallel_size,
         cp=megatron.context_parallel_size,
@@ -48,8 +54,8 @@ def world_layout(recipe: Recipe) -> WorldLayout:
 
 def check_layout(recipe: Recipe) -> Iterator[str]:
     """Yield a message for each part of the layout that does not divide."""
-    layout, grpo, policy = world_layout(recipe), recipe.grpo, recipe.policy
-    if problems := list(_ranks(layout)):
+    layout, grpo, policy = training_layout(recipe), recipe.grpo, recipe.policy
+    if problems := list(_ranks(layout, set_aside=recipe.world_size - layout.world)):
         yield from problems
         return
     if grpo.num_prompts_per_step % layout.dp:
@@ -77,10 +83,11 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
     yield from _against_model(recipe, layout)
 
 
-def _ranks(layout: WorldLayout) -> Iterator[str]:
+def _ranks(layout: WorldLayout, *, set_aside: int = 0) -> Iterator[str]:
     if layout.world % layout.model:
+        without = f" without the {set_aside} GPUs that generate" if set_aside else ""
         yield (
-            f"cluster.num_nodes x gpus_per_node = {layout.world} ranks cannot be divided by tensor x "
+            f"cluster.num_nodes x gpus_per_node{without} = {layout.world} ranks cannot be divided by tensor x "
             f"pipeline x context parallel size = {layout.tp} x {layout.pp} x {layout.cp} = {layout.model}; "
             f"use a multiple of {layout.model} ranks"
         )

@@ -48,7 +48,8 @@ def _first_limit(get: Get, has: Has) -> Any:
 
 def _total_length(get: Get, has: Has) -> Any:
     longest = max(get("policy.generation.max_new_tokens"), *get("thinkprune.limits"))
-    total = get("data.max_input_seq_length") + longest
+    # One token more: NeMo-RL takes a response that fills the sequence for truncated even if it is finished.
+    total = get("data.max_input_seq_length") + longest + 1
     return -(-total // 64) * 64
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemo_thinkprune.recipe.checks import check_recipe, updates_per_step
-from nemo_thinkprune.recipe.checks_layout import world_layout
+from nemo_thinkprune.recipe.checks_layout import training_layout
 from nemo_thinkprune.recipe.files import is_file
+from nemo_thinkprune.recipe.resources import rollout_gpus, training_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.section_algorithm import LossFn
 
@@ -25,34 +26,40 @@ _KL_GRADIENT = {
 }
 
 
-def describe_check(recipe: Recipe, *, engine: str = "local", length_reward: str | None = None) -> str:
+def describe_check(
+    recipe: Recipe, *, engine: str = "local", on_cpu: bool = False, length_reward: str | None = None
+) -> str:
     """Check a recipe and return its description with the notes.
 
     Args:
         recipe: what to describe.
         engine: as `check_recipe`.
+        on_cpu: as `check_recipe`.
         length_reward: formula of the reward by length, its settings filled in; None: correctness alone.
 
     Raises:
         UserError: as `check_recipe`.
     """
-    notes = check_recipe(recipe, engine=engine)
-    lines = describe(recipe, length_reward=length_reward)
+    notes = check_recipe(recipe, engine=engine, on_cpu=on_cpu)
+    lines = describe(recipe, engine=engine, on_cpu=on_cpu, length_reward=length_reward)
     if notes:
         lines += ["", "notes"] + [f"  {note}" for note in notes]
     return "\n".join(lines)
 
 
-def describe(recipe: Recipe, *, length_reward: str | None = None) -> list[str]:
-    """Return the description as lines of text; `length_reward` as in `describe_check`."""
+def describe(
+    recipe: Recipe, *, engine: str = "local", on_cpu: bool = False, length_reward: str | None = None
+) -> list[str]:
+    """Return the description as lines of text; arguments as in `describe_check`."""
+    layout = _layout(recipe) if engine == "local" else _cluster_layout(recipe, on_cpu=on_cpu)
     return [
         *_titled("model", [f"{recipe.policy.model_name} in {recipe.policy.precision}", *_weights(recipe)]),
         *_titled("reward", _reward(recipe, length_reward)),
         *_titled("objective, minimised", _objective(recipe)),
         *_titled("batches", _batches(recipe)),
         *_titled("steps", _steps(recipe)),
-        *_titled("layout", _layout(recipe)),
-        *_titled("rounds (thinkprune prune)", _rounds(recipe)),
+        *_titled("layout", layout),
+        *_titled("rounds (thinkprune prune)", _rounds(recipe, engine=engine)),
     ]
 
 
@@ -203,28 +210,65 @@ def training_rows(recipe: Recipe) -> int | None:
 
 
 def _layout(recipe: Recipe) -> list[str]:
-    layout = world_layout(recipe)
-    parts = f"TP {layout.tp} x PP {layout.pp} x DP {layout.dp}" + (
-        f" x CP {layout.cp}" if layout.cp > 1 else ""
-    )
-    plural = "rank" if layout.world == 1 else "ranks"
+    plural = "rank" if recipe.world_size == 1 else "ranks"
     return [
-        f"{layout.world} {plural} = {parts}, {recipe.cluster.num_nodes} x {recipe.cluster.gpus_per_node}, "
-        f"device {recipe.thinkprune.runtime.device}"
+        f"{recipe.world_size} {plural} = {_parallel(recipe)}, {recipe.cluster.num_nodes} x "
+        f"{recipe.cluster.gpus_per_node}, device {recipe.thinkprune.runtime.device}"
     ]
 
 
-def _rounds(recipe: Recipe) -> list[str]:
+def _cluster_layout(recipe: Recipe, *, on_cpu: bool) -> list[str]:
+    """What NeMo-RL starts where."""
+    training, rollouts = training_gpus(recipe), rollout_gpus(recipe)
+    if on_cpu:
+        return [
+            "NeMo-RL, synchronous trainer",
+            f"{training.count} CPU workers = {_parallel(recipe)}, which train and generate",
+        ]
+    vllm = recipe.policy.generation.vllm_cfg
+    size = vllm.tensor_parallel_size * vllm.pipeline_parallel_size
+    engine = f"TP {vllm.tensor_parallel_size}"
+    if vllm.pipeline_parallel_size > 1:
+        engine += f" x PP {vllm.pipeline_parallel_size}"
+    where = "the same GPUs" if recipe.policy.generation.colocated.enabled else f"{rollouts} GPUs of their own"
+    count = rollouts.count // size
+    return [
+        f"NeMo-RL, {_trainer(recipe)}",
+        f"training: {training.count} GPUs = {_parallel(recipe)}, {training} (nodes x GPUs)",
+        f"rollouts: {count} vLLM engine{'s' if count > 1 else ''} of {engine} on {where}",
+    ]
+
+
+def _trainer(recipe: Recipe) -> str:
+    asynchronous = recipe.grpo.async_grpo
+    if asynchronous.enabled:
+        age = asynchronous.max_trajectory_age_steps
+        return f"asynchronous trainer, responses at most {age} step{'s' if age > 1 else ''} old"
+    if recipe.data_plane is not None and recipe.data_plane.enabled:
+        return (
+            f"synchronous trainer with the data plane ({recipe.data_plane.impl}, {recipe.data_plane.backend})"
+        )
+    return "synchronous trainer"
+
+
+def _parallel(recipe: Recipe) -> str:
+    layout = training_layout(recipe)
+    context = f" x CP {layout.cp}" if layout.cp > 1 else ""
+    return f"TP {layout.tp} x PP {layout.pp} x DP {layout.dp}{context}"
+
+
+def _rounds(recipe: Recipe, *, engine: str) -> list[str]:
     section = recipe.thinkprune
     lines = [
         f"limits {' > '.join(map(str, section.limits))}; next from the shortest checkpoint whose accuracy "
         f"fell by at most {section.selection.max_relative_drop:.0%} relative to {section.selection.baseline}"
     ]
-    at = f"{section.long_limit} tokens" if section.long_limit else "the limit of the round"
-    validation = section.validation
+    local = engine == "local"
+    at = f"{section.long_limit} tokens" if section.long_limit and local else "the limit of the round"
+    sampling = section.validation if local else recipe.policy.generation
     lines.append(
-        f"accuracy at {at}, {validation.samples} responses a problem at temperature "
-        f"{validation.temperature:g}, top_p {validation.top_p:g}"
+        f"accuracy at {at}, {section.validation.samples} responses a problem at temperature "
+        f"{sampling.temperature:g}, top_p {sampling.top_p:g}"
     )
     if section.control.enabled:
         lines.append(

@@ -5,27 +5,15 @@ A setting missing here is either honoured or changes speed and memory only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.recipe.support import Restriction, refused, refused_in_data, value_at
 
-
-@dataclass(frozen=True, slots=True)
-class Restriction:
-    """The values of one key that the local engine takes, and what to do about others."""
-
-    path: str
-    allowed: tuple[Any, ...]
-    advice: str
-
-
-_OTHER_ENGINE = "only NeMo-RL can do this; remove the key or train on a cluster"
+_WHO = "the local engine"
+_OTHER_ENGINE = "only NeMo-RL on a cluster can do this; remove the key or train there"
 _QUANTISED = "the local engine samples and trains in policy.precision; remove the key"
 _SPARSE = "the local engine trains dense models; set 1"
-_PROMPTS = "prompts are built by thinkprune.prompt_family; set null"
-_DATA = "it reads data_path, split, input_key, output_key, sources and max_samples; remove the key"
 
 RESTRICTIONS = (
     Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),
@@ -41,14 +29,7 @@ RESTRICTIONS = (
     Restriction("grpo.invalid_tool_call_advantage", (None,), "there are no tools; set null"),
     Restriction("grpo.malformed_thinking_advantage", (None,), _OTHER_ENGINE),
     Restriction("grpo.adv_estimator.name", ("grpo", "reinforce_plus_plus"), _OTHER_ENGINE),
-    Restriction("loss_fn.sequence_level_importance_ratios", (False,), _OTHER_ENGINE),
     Restriction("loss_fn.use_kl_in_reward", (False,), "the KL term stands in the loss; set false"),
-    Restriction(
-        "loss_fn.use_importance_sampling_correction", (False,), "sampler and trainer agree; set false"
-    ),
-    Restriction("loss_fn.truncated_importance_sampling_type", (None,), "sampler and trainer agree; set null"),
-    Restriction("loss_fn.use_on_policy_kl_approximation", (False,), _OTHER_ENGINE),
-    Restriction("loss_fn.use_cispo", (False,), _OTHER_ENGINE),
     Restriction("policy.precision", ("bfloat16", "float32"), "use bfloat16 or float32"),
     Restriction(
         "policy.tokenizer.chat_template", (None,), "put the template into the model's tokenizer files"
@@ -102,6 +83,17 @@ RESTRICTIONS = (
     Restriction("logger.mlflow_enabled", (False,), _OTHER_ENGINE),
 )
 
+# Those of the policy itself, which is also NeMo-RL's CPU worker; the rest are about data and the loop around it.
+_AROUND_POLICY = (
+    "policy.tokenizer.chat_template",
+    "policy.tokenizer.chat_template_kwargs",
+    "policy.megatron_cfg.env_vars",
+    "policy.generation.stop_strings",
+)
+POLICY_RESTRICTIONS = tuple(
+    rule for rule in RESTRICTIONS if rule.path.startswith("policy.") and rule.path not in _AROUND_POLICY
+)
+
 # The restrictions that matter when a model is only measured.
 MODEL_KEYS = (
     "policy.precision",
@@ -114,20 +106,6 @@ MODEL_KEYS = (
     "policy.megatron_cfg.peft.enabled",
     "policy.generation.stop_strings",
 )
-
-_DATASET_RESTRICTIONS = (
-    ("prompt_file", (None,), _PROMPTS),
-    ("system_prompt_file", (None,), _PROMPTS),
-    ("dataset_name", (None,), _DATA),
-    ("data_files", (None,), _DATA),
-    ("subset", (None,), _DATA),
-    ("split_validation_size", (None, 0, 0.0), _DATA),
-    ("repeat", (None, 1), _DATA),
-    ("variant", (None,), _DATA),
-    ("extract_answer", (None,), _DATA),
-    ("env_name", (None, "thinkprune"), "the local engine scores with its own verifier; remove the key"),
-)
-_ENVIRONMENT_KEYS = ("math_verify_impl", "verifier_type", "stop_strings")
 
 # Settings of other engines that change speed or memory only: ignored, and said so when they are switched on.
 TUNING = (
@@ -142,69 +120,42 @@ TUNING = (
 )
 
 
-def value_at(recipe: Recipe, path: str) -> Any:
-    """Return the value at a dotted path; None where a section on the way is null."""
-    value: Any = recipe
-    for part in path.split("."):
-        value = getattr(value, part, None) if value is not None else None
-    return value
-
-
 def unsupported(recipe: Recipe) -> Iterator[str]:
     """Yield a message for each setting that the local engine cannot honour."""
-    yield from _restricted(recipe, RESTRICTIONS)
-    for path, dataset in _datasets(recipe):
-        for key, allowed, advice in _DATASET_RESTRICTIONS:
-            if (value := getattr(dataset, key)) not in allowed:
-                yield f"{path}.{key} = {value!r}: the local engine cannot honour this; {advice}"
-        if dataset.data_path is None and not path.endswith("default"):
-            yield f"{path}: the local engine needs data_path, a file or a hub id"
-    for name, environment in recipe.env.items():
-        for key in _ENVIRONMENT_KEYS:
-            if getattr(environment, key) is not None:
-                yield f"env.{name}.{key}: the local engine scores with its own verifier; remove the key"
-    yield from _followers(recipe)
+    yield from refused(recipe, RESTRICTIONS, who=_WHO)
+    yield from refused_in_data(recipe, who=_WHO)
+    yield from _loop_followers(recipe)
+    yield from unsupported_followers(recipe)
 
 
 def unsupported_in_model(recipe: Recipe) -> Iterator[str]:
     """Yield a message for each setting of the model itself that the local engine cannot honour."""
-    yield from _restricted(recipe, [rule for rule in RESTRICTIONS if rule.path in MODEL_KEYS])
+    yield from refused(recipe, [rule for rule in RESTRICTIONS if rule.path in MODEL_KEYS], who=_WHO)
 
 
-def _restricted(recipe: Recipe, rules: Iterable[Restriction]) -> Iterator[str]:
-    for rule in rules:
-        value = value_at(recipe, rule.path)
-        if value not in rule.allowed:
-            yield f"{rule.path} = {value!r}: the local engine cannot honour this; {rule.advice}"
-
-
-def _followers(recipe: Recipe) -> Iterator[str]:
-    """Yield messages on keys that must equal another here but need not in NeMo-RL."""
-    policy = recipe.policy
-    if policy.tokenizer.name != policy.model_name:
+def _loop_followers(recipe: Recipe) -> Iterator[str]:
+    """Yield messages on keys around the policy that must equal another here but need not in NeMo-RL."""
+    if recipe.policy.tokenizer.name != recipe.policy.model_name:
         yield "policy.tokenizer.name: the tokenizer is that of policy.model_name here; remove the key"
-    if policy.generation.vllm_cfg.precision != policy.precision:
-        yield f"policy.generation.vllm_cfg.precision: {_QUANTISED}"
     checkpointing = recipe.checkpointing
     if checkpointing.keep_top_k is not None and (checkpointing.metric_name or "").startswith("train:"):
         yield (
             f"checkpointing.metric_name = {checkpointing.metric_name}: checkpoints of the local engine record "
             "val:accuracy and val:mean_tokens only, so keep_top_k could not rank them; use one of these or null"
         )
+
+
+def unsupported_followers(recipe: Recipe) -> Iterator[str]:
+    """Yield messages on keys of the policy that must equal another here but need not in NeMo-RL's GPU workers."""
+    policy = recipe.policy
+    if policy.generation.vllm_cfg.precision != policy.precision:
+        yield f"policy.generation.vllm_cfg.precision: {_QUANTISED}"
     optimizer, scheduler = policy.megatron_cfg.optimizer, policy.megatron_cfg.scheduler
     if {scheduler.start_weight_decay, scheduler.end_weight_decay} != {optimizer.weight_decay}:
         yield (
             "policy.megatron_cfg.scheduler: weight decay is constant on the local engine; remove "
             "start_weight_decay and end_weight_decay"
         )
-
-
-def _datasets(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    for name in ("train", "validation"):
-        for number, dataset in enumerate(getattr(recipe.data, name) or []):
-            yield f"data.{name}.{number}", dataset
-    if recipe.data.default is not None:
-        yield "data.default", recipe.data.default
 
 
 def ignored(recipe: Recipe) -> Iterator[str]:

@@ -182,7 +182,7 @@ class Policy(Section):
     max_total_sequence_length: PositiveInt
     """Prompt and response tokens in training.
 
-    Default: data.max_input_seq_length + the largest limit, rounded up to a multiple of 64.
+    Default: the next multiple of 64 above data.max_input_seq_length + the largest limit.
     """
     precision: Precision = "bfloat16"
     """Type of weights and activations."""

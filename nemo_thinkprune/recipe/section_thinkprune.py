@@ -139,6 +139,11 @@ class ThinkPrune(Section):
     """Instruction after the question; plain: the bare question."""
     length_hint: bool = True
     """Name the limit in the system prompt, as the paper does; plain has no system prompt."""
+    allow_negative_kl: bool = False
+    """Allow a KL weight below zero: the code published with the paper subtracts its KL term.
+
+    Only to reproduce it; such a term pushes the policy away from the reference.
+    """
     report_data: str | None = None
     """Problems for the final table, read once at the end and never used to select anything."""
     length_reward: LengthReward = Field(default_factory=LengthReward)

@@ -149,7 +149,7 @@ def test_metrics_to_rank_by(metric):
 
 
 def test_what_local_checkpoints_do_not_record_cannot_rank_them():
-    overrides = ["checkpointing.metric_name=train:reward_mean", "checkpointing.keep_top_k=2"]
+    overrides = ["checkpointing.metric_name=train:reward", "checkpointing.keep_top_k=2"]
     recipe = recipe_from_dict(BASE, overrides)
     assert "could not rank them" in problems(recipe)
     check_recipe(recipe, engine="nemo-rl")

@@ -1,0 +1,80 @@
+"""Whether the files that a recipe names are there: asked where a run starts, since data may be made after a check."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from checkpoints_tools.bridge_files import RUN_CONFIG_FILE
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import is_file, is_folder
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.recipe.support import datasets
+
+# As data/tables.py takes them: what exists on disk is a path, and only a name like these may be on the hub.
+_DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+_HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def check_files(recipe: Recipe, *, on_cpu: bool = False) -> None:
+    """Look for the data and the checkpoint that a run of the nemo-rl engine would read, before it is started.
+
+    Args:
+        recipe: a recipe that passed `check_recipe`.
+        on_cpu: whether the CPU worker loads the checkpoint: Megatron-Bridge, which loads it on a cluster, also
+            needs the run_config.yaml beside the weights.
+
+    Raises:
+        UserError: naming every path where nothing is that could be read.
+    """
+    problems = [*_data(recipe), *_checkpoint(recipe, on_cpu=on_cpu)]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(f"the recipe names files that are not there:\n{lines}")
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    for path, dataset in datasets(recipe):
+        name = dataset.data_path
+        if name is None:
+            continue
+        file = os.path.expanduser(name)
+        may_be_on_hub = Path(name).suffix not in _DATA_SUFFIXES and _HUB_DATA.fullmatch(name)
+        if not (is_file(file) or is_folder(file) or may_be_on_hub):
+            yield (
+                f"{path}.data_path = {name!r}: nothing at {os.path.abspath(file)}; make it with `thinkprune data "
+                "prepare` or correct the path"
+            )
+
+
+def _checkpoint(recipe: Recipe, *, on_cpu: bool) -> Iterator[str]:
+    checkpoint = recipe.policy.pretrained_checkpoint
+    if checkpoint is None:
+        return
+    folder = Path(os.path.abspath(os.path.expanduser(checkpoint.path)))
+    path = f"policy.pretrained_checkpoint.path = {checkpoint.path!r}"
+    if not is_folder(folder):
+        yield f"{path}: there is no folder {folder}; give iter_N of a checkpoint's policy/weights"
+        return
+    iteration = _iteration(folder)
+    if not is_file(iteration / "metadata.json") and not is_file(iteration / ".metadata"):
+        yield f"{path}: {iteration} holds no torch_dist weights; give iter_N of a checkpoint's policy/weights"
+    elif checkpoint.format == "megatron_bridge" and not on_cpu and not is_file(iteration / RUN_CONFIG_FILE):
+        yield (
+            f"{path}: {iteration} has no {RUN_CONFIG_FILE}, without which NeMo-RL's GPU workers do not load it; export "
+            "it with thinkprune-ckpt to a Hugging Face folder and give that as policy.model_name"
+        )
+
+
+def _iteration(folder: Path) -> Path:
+    """The folder that NeMo-RL would read: this one, or what the tracker file names, or the last iteration."""
+    if is_file(folder / RUN_CONFIG_FILE) or is_file(folder / "metadata.json"):
+        return folder
+    if is_file(folder / _TRACKER):
+        number = (folder / _TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        return folder / (f"iter_{int(number):07d}" if number.isdecimal() else "release")
+    found = sorted(item for item in folder.glob("iter_*") if is_folder(item))
+    return found[-1] if found else folder
