@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_thinkprune.cluster.names import PROCESSOR
 from nemo_thinkprune.data.ledger import Ledger
 from nemo_thinkprune.data.recipe_prompts import (
     ProblemSet,
@@ -22,7 +23,6 @@ from nemo_thinkprune.data.tokenizer import load_tokenizer
 from nemo_thinkprune.recipe.schema import Recipe
 
 DATASET = "nemo_thinkprune.cluster.dataset.ThinkPruneProblems"
-PROCESSOR = "thinkprune"
 TRAINING_TASK = "thinkprune"
 VALIDATION_TASK = "thinkprune_validation"
 
