@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nemo_thinkprune.cluster.responses import Response
-from nemo_thinkprune.cluster.scored_rows import ScoredRows, scored_metrics
+from nemo_thinkprune.cluster.row_buffer import RowBuffer, scored_metrics
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.rewards.length_rewards import NEED_GROUP, LengthReward, group_rewards, length_reward
 from nemo_thinkprune.rewards.score import Scorer
@@ -50,7 +50,7 @@ class ThinkPruneEnvironment:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self._waiting: list[_Call] = []
         self._scoring: asyncio.Task[None] | None = None
-        self._rows = ScoredRows()
+        self._rows = RowBuffer()
 
     async def step(
         self, message_log_batch: Sequence[Sequence[Message]], metadata: Sequence[Mapping[str, Any]]

@@ -15,7 +15,7 @@ KEPT_CHARACTERS = 512 << 20
 _LOG = logging.getLogger(__name__)
 
 
-class ScoredRows:
+class RowBuffer:
     """Rows in the order of scoring, kept until drained; past `limit` characters of response the oldest go."""
 
     def __init__(self, limit: int = KEPT_CHARACTERS) -> None:
