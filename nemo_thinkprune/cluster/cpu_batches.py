@@ -6,7 +6,7 @@ response of each sequence and returns one value per response token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_thinkprune.data.recipe_prompts import training_prompts, validation_prompts
+from nemo_thinkprune.data.tokenizer import load_tokenizer
 from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
 from nemo_thinkprune.policy.policy import LossFn
 from nemo_thinkprune.rollout.types import Request, Rollout
+from nemo_thinkprune.training.job import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +109,47 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def grouped_requests(data: Mapping[str, Any], stream: str) -> list[Request]:
-    """Successive equal prompts as one request for several samples, so that a prompt is read once."""
+def grouped_requests(data: Mapping[str, Any], name: Callable[[tuple[int, ...], int], str]) -> list[Request]:
+    """Successive equal prompts as one request for several samples, so that a prompt is read once.
+
+    `name` gives the random stream of a prompt (its token ids) at its place in the batch.
+    """
     lengths = data["input_lengths"].tolist()
     prompts = [tuple(row[:length]) for row, length in zip(data["input_ids"].tolist(), lengths, strict=True)]
     return [
-        Request(f"{stream} prompt {number}", list(prompt), sum(1 for _ in same))
-        for number, (prompt, same) in enumerate(groupby(prompts))
+        Request(name(prompt, place), list(prompt), sum(1 for _ in same))
+        for place, (prompt, same) in enumerate(groupby(prompts))
     ]
+
+
+class Streams:
+    """Names of random streams: those of the local engine, so that runs of both can be laid side by side.
+
+    The local engine calls the stream of a training problem "step N/ID" and that of a validation problem
+    "validation/ID" (training/loop.py, training/validate.py). A worker is told neither, but knows the prompts of
+    the recipe.
+    """
+
+    def __init__(self, job: Job) -> None:
+        tokenizer = load_tokenizer(job.model)
+        train = training_prompts(job.recipe, tokenizer, limit=job.limit)
+        validation = validation_prompts(job.recipe, tokenizer, limit=job.limit)
+        self._train = {tuple(prompt.token_ids): prompt.problem.id for prompt in train.prompts}
+        self._validation = {tuple(prompt.token_ids): prompt.problem.id for prompt in validation.prompts}
+        self._calls = 0
+
+    def of_call(self, step: int, share: int) -> Callable[[tuple[int, ...], int], str]:
+        """The names for one call of `generate` on data-parallel rank `share`, while `step` is being made."""
+        self._calls += 1
+
+        def name(prompt: tuple[int, ...], place: int) -> str:
+            if prompt in self._train:
+                return f"step {step}/{self._train[prompt]}"
+            if prompt in self._validation:
+                return f"validation/{self._validation[prompt]}"
+            return f"step {step} call {self._calls} share {share} prompt {place}"
+
+        return name
 
 
 def generation_output(rollouts: Sequence[Rollout], *, pad_id: int) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nemo_thinkprune.cluster.cpu_batches import (
     Rows,
+    Streams,
     generation_output,
     grouped_requests,
     microbatch_loss,
@@ -88,7 +89,7 @@ class CpuWorker:
             eos_ids=generation["stop_token_ids"],
             max_rows=self.recipe.policy.generation_batch_size,
         )
-        self._generations = 0
+        self._streams = Streams(job)
 
     def train(
         self,
@@ -152,12 +153,10 @@ class CpuWorker:
 
     def generate(self, *, data: BatchedDataDict, greedy: bool = False) -> BatchedDataDict:
         """Sample a response to each prompt; NeMo-RL's GenerationOutputSpec, with `truncated` [B] bool."""
-        self._generations += 1
         generation = self.recipe.policy.generation
-        # No two calls of a run draw the same streams, those after a resume included.
-        stream = f"update {self.updates} call {self._generations} share {self.layout.dp_rank}"
+        names = self._streams.of_call(self.updates + 1, self.layout.dp_rank)
         rollouts = self.engine.generate(
-            grouped_requests(data, stream),
+            grouped_requests(data, names),
             limit=self.job.limit,
             sampling=Sampling(
                 temperature=0.0 if greedy else generation.temperature, seed=self.recipe.grpo.seed
