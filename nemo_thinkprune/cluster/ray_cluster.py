@@ -8,12 +8,20 @@ from contextlib import contextmanager
 
 import ray
 
+from nemo_thinkprune.recipe.errors import UserError
+
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 OBJECT_STORE_BYTES = 512 << 20
 
 
 @contextmanager
 def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
-    """Join the cluster (or start one with a logical GPU for each rank) and leave it at the end of the block."""
+    """Join the cluster (or start one with a logical GPU for each rank) and leave it at the end of the block.
+
+    Raises:
+        UserError: a variable that NeMo-RL needs is not set.
+    """
+    _require_architectures(on_cpu=on_cpu)
     if on_cpu:
         ray.init(
             address="local",
@@ -33,3 +41,14 @@ def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_architectures(*, on_cpu: bool) -> None:
+    """NeMo-RL's policy asks for the variable minutes later, and without GPUs too."""
+    if on_cpu:
+        os.environ.setdefault(ARCHITECTURES, "9.0")
+    elif ARCHITECTURES not in os.environ:
+        raise UserError(
+            f"{ARCHITECTURES} is not set, which NeMo-RL needs for Megatron: inside its container it is; elsewhere "
+            f"export {ARCHITECTURES}=9.0 for H100, 10.0 for B200"
+        )
