@@ -19,11 +19,16 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from checkpoints_tools.beside import iteration_of
+from checkpoints_tools.bridge_files import bridge_files
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.torch_dist.read import read_index
 from checkpoints_tools.torch_dist.write import CONTENT_METADATA
+from checkpoints_tools.weight_map import weight_map
 from nemo_thinkprune.policy.policy import Policy
+from nemo_thinkprune.policy.weights import DTYPE_NAMES
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.files import write_atomic
 
 
 def save_torch_dist(policy: Policy, folder: Path, *, iteration: int, with_optimizer: bool = True) -> None:
@@ -40,6 +45,24 @@ def save_torch_dist(policy: Policy, folder: Path, *, iteration: int, with_optimi
         f"the weights cannot be written to {folder}; make room there and run the command again"
     ):
         dist_checkpointing.save(state, str(folder), content_metadata=CONTENT_METADATA)
+
+
+def save_bridge_files(policy: Policy, folder: Path) -> None:
+    """Write what Megatron-Bridge, and so NeMo-RL, needs to start from the weights in `folder`, an `iter_N`.
+
+    For one rank to call.  Nothing is written for a model that Bridge cannot describe.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    dtype = DTYPE_NAMES[next(policy.network.parameters()).dtype]
+    dtypes = dict.fromkeys(weight_map(policy.model).hf, dtype)
+    try:
+        files = bridge_files(policy.model, folder.name, iteration_of(folder) or 0, dtypes=dtypes)
+    except CheckpointError:
+        return
+    for name, content in files.items():
+        write_atomic(folder.parent / name, content)
 
 
 def load_torch_dist(policy: Policy, folder: Path, *, with_optimizer: bool) -> int:

@@ -38,7 +38,7 @@ from nemo_thinkprune.recipe.files import fsync_dir, write_atomic
 
 SaveDtype = Literal["keep", "bf16", "fp32"]
 
-_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _CASTS: dict[str, torch.dtype | None] = {"keep": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -175,7 +175,7 @@ def _stream(
 ) -> None:
     table = weights.table
     specs = [
-        TensorSpec(hf_name, _NAMES[cast or weights.held[name].dtype], table.hf[hf_name])
+        TensorSpec(hf_name, DTYPE_NAMES[cast or weights.held[name].dtype], table.hf[hf_name])
         for name in table.megatron
         for hf_name in table.hf_names(name)
     ]

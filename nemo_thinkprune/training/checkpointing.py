@@ -12,7 +12,7 @@ import yaml
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import carried_files
-from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_torch_dist
+from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_bridge_files, save_torch_dist
 from nemo_thinkprune.policy.parallel import broadcast_from_main
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
@@ -103,6 +103,7 @@ class Checkpointer:
         if validation is not None:
             info |= {"val:accuracy": validation["accuracy"], "val:mean_tokens": validation["mean_tokens"]}
         write_atomic(folder / TRAINING_INFO, json.dumps(info, indent=2) + "\n")
+        save_bridge_files(session.policy, folder / WEIGHTS)
         write_atomic(folder / "config.yaml", yaml.safe_dump(to_dict(session.recipe), sort_keys=False))
         # config.json and the tokenizer make the checkpoint usable without the model it came from
         tokenizer = folder / "policy" / "tokenizer"

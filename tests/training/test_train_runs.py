@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 from support.checkpoints import assert_same, dcp_tensors, hf_tensors, reference_hf
-from support.tiny_runs import WEIGHTS, train_job
+from support.tiny_runs import WEIGHTS, records, train_job
 
+from checkpoints_tools.bridge_files import (
+    read_run_config,
+    run_config_differences,
+    states_the_model,
+    train_state_pt,
+)
 from checkpoints_tools.convert import export_model, import_model
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.random_init import random_hf_init
@@ -115,6 +121,49 @@ def test_a_step_exports_to_what_torch_reads(serial: Any, tmp_path: Path) -> None
     config = read_hf_config(tmp_path / "hf")
     assert_same(hf_tensors(tmp_path / "hf"), reference_hf(weights, config))
     assert any(key.startswith("optimizer.") for key in dcp_tensors(weights))
+
+
+def test_a_step_is_a_start_for_megatron_bridge(serial: Any, tiny_run: Any) -> None:
+    """What Bridge and NeMo-RL ask for beside the weights is there, true, and sealed."""
+    step = min((serial[0] / "checkpoints").glob("step_*"))
+    run_config = read_run_config(step / WEIGHTS)
+    assert run_config is not None
+    config = read_hf_config(Path(tiny_run.policy.model_name))
+    assert states_the_model(run_config) and run_config_differences(run_config, config) == []
+    assert run_config["model"]["params_dtype"]["_target_"] == "torch.float32"
+    latest = WEIGHTS.parent / "latest_train_state.pt"
+    assert (step / latest).read_bytes() == train_state_pt(0)  # of iter_0000000
+    sealed = json.loads((step / "manifest.json").read_text())["files"]
+    assert {str(latest), str(WEIGHTS / "run_config.yaml"), str(WEIGHTS / "train_state.pt")} <= sealed.keys()
+
+
+def as_nemo_rl_leaves_it(step: Path) -> None:
+    (step / "manifest.json").unlink()
+    info = {"current_step": 2, "total_steps": 2, "consumed_samples": 12, "current_epoch": 0}
+    (step / "training_info.json").write_text(json.dumps(info))
+
+
+def test_a_checkpoint_of_nemo_rl_is_continued(serial: Any, tiny_run: Any, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(serial[0], run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_3")
+    as_nemo_rl_leaves_it(run_dir / "checkpoints" / "step_2")
+    run(tiny_run, run_dir)
+    assert records(run_dir) == records(serial[0])
+
+
+def test_our_own_checkpoint_without_manifest_is_not_continued(
+    serial: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(serial[0], run_dir)
+    for step in (2, 3):
+        (run_dir / "checkpoints" / f"step_{step}" / "manifest.json").unlink()
+    notes: list[str] = []
+    run_job(train_job(tiny_run, run_dir), on_event=lambda event: notes.append(event.extra.get("note", "")))
+    refused = [note for note in notes if "manifest.json is missing" in note]
+    assert ["step_3" in refused[0], "step_2" in refused[1]] == [True, True] and len(refused) == 2
+    assert records(run_dir) == records(serial[0])
 
 
 def test_several_updates_per_rollout_move_the_ratio(tiny_run: Any, tmp_path: Path) -> None:
