@@ -21,23 +21,18 @@ def nemo_rl():
 
         register()
         yield
+    assert gone(scoring_workers())
 
 
-@pytest.fixture
-def make(nemo_rl):
-    import ray
+@pytest.fixture(scope="module")
+def actor(nemo_rl):
+    return make()
+
+
+def make(name=ENVIRONMENT, **changes):
     from nemo_rl.environments.utils import create_env
 
-    actors = []
-
-    def make(name=ENVIRONMENT, **changes):
-        actors.append(create_env(name, SETTINGS | changes))
-        return actors[-1]
-
-    yield make
-    for actor in actors:
-        ray.kill(actor)
-    assert gone(scoring_workers())
+    return create_env(name, SETTINGS | changes)
 
 
 def step(actor, responses, gold="25"):
@@ -77,13 +72,13 @@ def alive(process):
         return False
 
 
-def wait_for_worker():
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if workers := scoring_workers():
-            return workers
-        time.sleep(0.05)
-    raise AssertionError("no worker was started")
+def judging(actor):
+    """The workers that `actor` starts for an answer that needs one."""
+    before = scoring_workers()
+    assert step(actor, [ended(NEEDS_WORKER)], gold=r"2\sqrt{2}").rewards.tolist() == [1]
+    started = [process for process in scoring_workers() if process not in before]
+    assert started
+    return started
 
 
 def ended(text):
@@ -94,7 +89,7 @@ def cut(text):
     return Response(text, len(text.split()), False)
 
 
-def test_rewards_under_both_truncation_rules(make):
+def test_rewards_under_both_truncation_rules(actor):
     import torch
 
     responses = [
@@ -107,21 +102,20 @@ def test_rewards_under_both_truncation_rules(make):
         cut(""),
         ended(""),
     ]
-    zero, as_released = make(), make(truncation="score_cut_text")
-    found = step(zero, responses)
+    found = step(actor, responses)
     assert found.rewards.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
     assert found.rewards.dtype == torch.float32 and found.terminateds.tolist() == [True] * 8
     assert found.observations == [{"role": "environment", "content": ""}] * 8
     assert found.answers == ["25", "24", None, None, None, None, None, None]
-    assert step(as_released, responses).rewards.tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
+    assert step(make(truncation="score_cut_text"), responses).rewards.tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
 
 
-def test_no_responses_no_rewards(make):
-    found = step(make(), [])
+def test_no_responses_no_rewards(actor):
+    found = step(actor, [])
     assert found.rewards.shape == (0,) and found.terminateds.shape == (0,)
 
 
-def test_enormous_and_malicious_responses_earn_nothing_and_do_nothing(make, tmp_path):
+def test_enormous_and_malicious_responses_earn_nothing_and_do_nothing(actor, tmp_path):
     target = tmp_path / "made"
     code = [
         f"__import__('os').system('touch {target}')",
@@ -139,7 +133,6 @@ def test_enormous_and_malicious_responses_earn_nothing_and_do_nothing(make, tmp_
     hostile = [ended(rf"\boxed{{{text}}}") for text in code] + [ended(text) for text in code]
     hostile += [ended("\\boxed{" * 200_000), ended("\x00\ud800" * 10), ended("}" * 1_000_000)]
     enormous = ended("so it is " * 600_000 + r"\boxed{25}")
-    actor = make(deadline_s=5.0)
     assert step(actor, [*hostile, enormous, ended(r"\boxed{25}")]).rewards.tolist() == [0] * len(hostile) + [
         1,
         1,
@@ -147,7 +140,7 @@ def test_enormous_and_malicious_responses_earn_nothing_and_do_nothing(make, tmp_
     assert not target.exists()
 
 
-def test_a_hanging_answer_costs_its_deadline_and_only_itself(make):
+def test_a_hanging_answer_costs_its_deadline_and_only_itself(nemo_rl):
     import ray
 
     actor = make(deadline_s=1.0)
@@ -159,55 +152,47 @@ def test_a_hanging_answer_costs_its_deadline_and_only_itself(make):
     assert step(actor, [ended(r"\boxed{25}")]).rewards.tolist() == [1]  # and the next batch is not delayed
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_no_worker_outlives_a_killed_actor(make, busy):
+def test_no_worker_outlives_an_actor_killed_while_it_judges(nemo_rl):
     import ray
 
     actor = make(deadline_s=300.0)
-    step(actor, [ended(NEEDS_WORKER)], gold=r"2\sqrt{2}")
-    workers = wait_for_worker()
-    if busy:
-        actor.step.remote(
-            [[{"role": "assistant", "content": ended(HANGING)}]],
-            [{"problem_id": "p", "question": "q", "ground_truth": "x^2"}],
-        )
-        while sum(process.cpu_times().user for process in workers) < 0.2:
-            time.sleep(0.05)
+    workers = judging(actor)
+    actor.step.remote(
+        [[{"role": "assistant", "content": ended(HANGING)}]],
+        [{"problem_id": "p", "question": "q", "ground_truth": "x^2"}],
+    )
+    while sum(process.cpu_times().user for process in workers) < 0.2:
+        time.sleep(0.05)
     ray.kill(actor)
     assert gone(workers)
 
 
-def test_no_worker_outlives_a_dropped_actor(nemo_rl):
-    from nemo_rl.environments.utils import create_env
-
-    actor = create_env(ENVIRONMENT, SETTINGS)
-    step(actor, [ended(NEEDS_WORKER)], gold=r"2\sqrt{2}")
-    workers = wait_for_worker()
+def test_no_worker_outlives_an_actor_that_nobody_holds(nemo_rl):
+    actor = make()
+    workers = judging(actor)
     del actor
     assert gone(workers)
 
 
-def test_shutdown_ends_the_workers_and_can_be_repeated(make):
+def test_shutdown_ends_the_workers_and_can_be_repeated(nemo_rl):
     import ray
 
     actor = make()
-    step(actor, [ended(NEEDS_WORKER)], gold=r"2\sqrt{2}")
-    workers = wait_for_worker()
+    workers = judging(actor)
     ray.get([actor.shutdown.remote(), actor.shutdown.remote()])
     assert gone(workers)
     assert step(actor, [ended(r"\boxed{25}")]).rewards.tolist() == [1]
 
 
-def test_validation_ignores_the_length_reward(make):
+def test_validation_ignores_the_length_reward(nemo_rl):
     reward = {"name": "l1_exact", "params": {"target": 100, "alpha": 0.01}}
-    response = [ended(r"\boxed{25}")]
-    assert step(make(length_reward=reward), response).rewards.tolist() == pytest.approx([0.02])
-    assert step(make(VALIDATION_ENVIRONMENT, length_reward=reward), response).rewards.tolist() == [1]
+    validation = make(VALIDATION_ENVIRONMENT, length_reward=reward)
+    assert step(validation, [ended(r"\boxed{25}")]).rewards.tolist() == [1]
 
 
-def test_plain_text_is_an_error_that_says_what_to_do(make):
+def test_plain_text_is_an_error_that_says_what_to_do(actor):
     with pytest.raises(ValueError, match="thinkprune train RECIPE --engine nemo-rl"):
-        step(make(), [r"\boxed{25}"])
+        step(actor, [r"\boxed{25}"])
 
 
 def test_registering_twice_is_harmless(nemo_rl):
