@@ -107,8 +107,9 @@ def _objective(recipe: Recipe) -> list[str]:
     weight = loss.reference_policy_kl_penalty
     if weight:
         kind = loss.reference_policy_kl_type
+        sign, away = ("+", "") if weight > 0 else ("-", " (pushes away from the reference)")
         lines += [
-            f"  + {weight:g} KL, {kind}: {_KL[kind]}",
+            f"  {sign} {abs(weight):g} KL, {kind}: {_KL[kind]}{away}",
             "    times p / p_sampler"
             if loss.use_on_policy_kl_approximation
             else f"    times p / stop_gradient(p), NeMo-RL's score-function factor: {_KL_GRADIENT[kind]}",
@@ -210,9 +211,8 @@ def training_rows(recipe: Recipe) -> int | None:
 
 
 def _layout(recipe: Recipe) -> list[str]:
-    plural = "rank" if recipe.world_size == 1 else "ranks"
     return [
-        f"{recipe.world_size} {plural} = {_parallel(recipe)}, {recipe.cluster.num_nodes} x "
+        f"{_counted(recipe.world_size, 'rank')} = {_parallel(recipe)}, {recipe.cluster.num_nodes} x "
         f"{recipe.cluster.gpus_per_node}, device {recipe.thinkprune.runtime.device}"
     ]
 
@@ -223,7 +223,7 @@ def _cluster_layout(recipe: Recipe, *, on_cpu: bool) -> list[str]:
     if on_cpu:
         return [
             "NeMo-RL, synchronous trainer",
-            f"{training.count} CPU workers = {_parallel(recipe)}, which train and generate",
+            f"{_counted(training.count, 'CPU worker')} = {_parallel(recipe)}, which train and generate",
         ]
     vllm = recipe.policy.generation.vllm_cfg
     size = vllm.tensor_parallel_size * vllm.pipeline_parallel_size
@@ -231,24 +231,27 @@ def _cluster_layout(recipe: Recipe, *, on_cpu: bool) -> list[str]:
     if vllm.pipeline_parallel_size > 1:
         engine += f" x PP {vllm.pipeline_parallel_size}"
     where = "the same GPUs" if recipe.policy.generation.colocated.enabled else f"{rollouts} GPUs of their own"
-    count = rollouts.count // size
     return [
         f"NeMo-RL, {_trainer(recipe)}",
-        f"training: {training.count} GPUs = {_parallel(recipe)}, {training} (nodes x GPUs)",
-        f"rollouts: {count} vLLM engine{'s' if count > 1 else ''} of {engine} on {where}",
+        f"training: {_counted(training.count, 'GPU')} = {_parallel(recipe)}, {training} (nodes x GPUs)",
+        f"rollouts: {_counted(rollouts.count // size, 'vLLM engine')} of {engine} on {where}",
     ]
 
 
 def _trainer(recipe: Recipe) -> str:
     asynchronous = recipe.grpo.async_grpo
     if asynchronous.enabled:
-        age = asynchronous.max_trajectory_age_steps
-        return f"asynchronous trainer, responses at most {age} step{'s' if age > 1 else ''} old"
+        age = _counted(asynchronous.max_trajectory_age_steps, "step")
+        return f"asynchronous trainer, responses at most {age} old"
     if recipe.data_plane is not None and recipe.data_plane.enabled:
         return (
             f"synchronous trainer with the data plane ({recipe.data_plane.impl}, {recipe.data_plane.backend})"
         )
     return "synchronous trainer"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _parallel(recipe: Recipe) -> str:
