@@ -26,6 +26,10 @@ DATASET = "nemo_thinkprune.cluster.dataset.ThinkPruneProblems"
 TRAINING_TASK = "thinkprune"
 VALIDATION_TASK = "thinkprune_validation"
 
+# The asynchronous trainer loses batches (it draws one too many, or was killed) and waits for ever at the end of
+# the data; rows are computed when they are read, so these cost nothing.
+SPARE_STEPS = 1000
+
 _DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -54,11 +58,6 @@ class DataPlan:
     def prompts_per_step(self) -> int:
         """Problems of one step."""
         return self.ledger.prompts_per_step
-
-    @property
-    def training_rows(self) -> int:
-        """Rows of the training data set: every step's problems, one step after the other."""
-        return self.steps * self.prompts_per_step
 
 
 def data_plan(recipe: Recipe, *, tokenizer: str, limit: int) -> DataPlan:
@@ -98,6 +97,7 @@ def training_entry(recipe: Recipe, *, tokenizer: str, limit: int, env_name: str)
         "epochs": grpo.max_num_epochs,
         "max_steps": grpo.max_num_steps,
         "ledger_seed": grpo.seed,
+        "spare_steps": SPARE_STEPS if grpo.async_grpo.enabled else 0,
     }
 
 

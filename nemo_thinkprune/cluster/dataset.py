@@ -54,6 +54,7 @@ class ThinkPruneProblems(RawDataset):
         max_input_seq_length: longest prompt in tokens; longer ones are left out.  None: they are an error.
         prompts_per_step: training in the ledger's order, step by step; needs `epochs`, `max_steps` and
             `ledger_seed`, and data.shuffle = false.
+        spare_steps: the ledger goes on for so many steps past the last, for a trainer that may lose batches.
         repeats: rows for each problem, one after the other, when there is no ledger.
         max_problems: at most so many problems, counted after the too long ones are left out.
         task_name: NeMo-RL's name for the set.
@@ -80,6 +81,7 @@ class ThinkPruneProblems(RawDataset):
         epochs: int = 1,
         max_steps: int = sys.maxsize,
         ledger_seed: int = 42,
+        spare_steps: int = 0,
         repeats: int = 1,
         max_problems: int | None = None,
         task_name: str = TRAINING_TASK,
@@ -101,7 +103,8 @@ class ThinkPruneProblems(RawDataset):
             order = RepeatedOrder(len(rows), repeats)
         else:
             ledger = Ledger(len(rows), prompts_per_step, ledger_seed)
-            order = LedgerOrder(ledger, ledger.last_step(epochs=epochs, max_steps=max_steps))
+            last = ledger.last_step(epochs=epochs, max_steps=max_steps)
+            order = LedgerOrder(ledger, last + spare_steps)
         self.task_name = task_name
         self.dataset = Rows(task_name, rows, order, prompt_family, length_hint)
         self.val_dataset = None

@@ -47,7 +47,6 @@ def data_config(recipe: Any, *, limit: int = LIMIT, num_workers: int = 0) -> dic
         "train": training_entry(recipe, tokenizer=name, limit=limit, env_name="thinkprune"),
         "validation": validation_entry(recipe, tokenizer=name, limit=limit, env_name="thinkprune"),
         "default": {
-            "seed": 1,
             "prompt_file": "examples/prompts/cot.txt",
             "processor": "math_hf_data_processor",
         },
@@ -156,6 +155,18 @@ def resumed(recipe: Any, first: Any, folder: Path, num_workers: int) -> Any:
     again = loader(recipe, num_workers=num_workers)
     load_dataloader_state(again, str(folder), config)
     return again
+
+
+def test_the_asynchronous_trainer_gets_more_than_it_should_need(recipe: Any) -> None:
+    """It drops a batch now and then, and waits for ever when the data are at an end."""
+    asynchronous = with_values(recipe, {"grpo.async_grpo.enabled": True})
+    steps = [ids_of(batch) for _, batch in zip(range(12), loader(asynchronous), strict=False)]
+    assert steps[:8] == local_steps(recipe)
+    assert (
+        steps[8:]
+        == local_steps(with_values(recipe, {"grpo.max_num_steps": 12, "grpo.max_num_epochs": 4}))[8:]
+    )
+    assert len(loader(asynchronous)) == 8 + 1000
 
 
 def test_validation_samples_each_problem_as_often_as_asked(recipe: Any) -> None:
