@@ -9,7 +9,7 @@ from typing import Any
 from nemo_thinkprune.cluster.data_plan import DataPlan
 from nemo_thinkprune.cluster.scored import Groups, problems_of
 from nemo_thinkprune.cluster.step_metrics import metrics_row, timing, tracked
-from nemo_thinkprune.cluster.stopping import Stopping
+from nemo_thinkprune.cluster.stopping import Stopping, StopTraining
 from nemo_thinkprune.data.ledger import LedgerRow, ledger_row, read_ledger, verify_ledger
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.metrics import response_metrics, validation_row
@@ -118,22 +118,25 @@ class Recorder:
         if step_finished:
             self._stopping.after(step)
 
-    def finish(self) -> int:
-        """To be called when the trainer has returned: the last step, once it is clear that all went well.
+    def finish(self) -> None:
+        """To be called when the trainer has returned: make sure that it did all of its work.
 
         Raises:
             Exception: What went wrong while recording and NeMo-RL kept to itself.
-            RuntimeError: The trainer ended before its last step.
+            StopTraining: The trainer ended early at a saved step, as checkpointing.checkpoint_must_save_by wants.
+            RuntimeError: It ended early for any other reason.
             UserError: The ledger is not as planned.
         """
         if self._failure is not None:
             raise self._failure
-        if self._done < self._plan.steps and self._job.recipe.checkpointing.checkpoint_must_save_by is None:
-            raise RuntimeError(
-                f"NeMo-RL's trainer ended after step {self._done} of {self._plan.steps}; the log says why"
-            )
         self._check_ledger()
-        return self._done
+        if self._done >= self._plan.steps:
+            return
+        if self._job.recipe.checkpointing.checkpoint_must_save_by is not None:
+            raise StopTraining(self._done)
+        raise RuntimeError(
+            f"NeMo-RL's trainer ended after step {self._done} of {self._plan.steps}; the log says why"
+        )
 
     def _recorded(self, metrics: Mapping[str, Any], step: int, prefix: str | None) -> Mapping[str, Any]:
         """Take what belongs in our records; the metrics that go on to NeMo-RL's backends."""
