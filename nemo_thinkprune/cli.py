@@ -67,6 +67,7 @@ class EngineName(StrEnum):
     """Engines that can train."""
 
     LOCAL = "local"
+    NEMO_RL = "nemo-rl"
 
 
 class Truncation(StrEnum):
@@ -92,27 +93,46 @@ Overrides = Annotated[
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="Folder of the run; default runs/RECIPE.")
 ]
-Engine = Annotated[EngineName, typer.Option("--engine", help="What trains.")]
+Engine = Annotated[EngineName, typer.Option("--engine", help="What trains: this machine, or NeMo-RL on Ray.")]
+OnCpu = Annotated[
+    bool, typer.Option("--on-cpu", help="NeMo-RL's loop with the local engine's model, without GPUs.")
+]
+NemoRlRoot = Annotated[
+    Path | None,
+    typer.Option("--nemo-rl-root", metavar="DIR", help="Checkout of NeMo-RL, where it is not installed."),
+]
 
 
 @app.command()
 def train(
-    recipe: RecipeName, overrides: Overrides = None, run_dir: RunDir = None, engine: Engine = EngineName.LOCAL
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    engine: Engine = EngineName.LOCAL,
+    on_cpu: OnCpu = False,
+    nemo_rl_root: NemoRlRoot = None,
 ) -> None:
     """Train one round; continues a run that was stopped."""
     from nemo_thinkprune.rounds import commands
 
-    commands.train(recipe, overrides or [], run_dir, say=typer.echo)
+    choice = commands.EngineChoice(engine.value, nemo_rl_root, on_cpu)
+    commands.train(recipe, overrides or [], run_dir, say=typer.echo, engine=choice)
 
 
 @app.command()
 def prune(
-    recipe: RecipeName, overrides: Overrides = None, run_dir: RunDir = None, engine: Engine = EngineName.LOCAL
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    engine: Engine = EngineName.LOCAL,
+    on_cpu: OnCpu = False,
+    nemo_rl_root: NemoRlRoot = None,
 ) -> None:
     """Run the rounds of thinkprune.limits, each from the checkpoint that the paper's rule selects."""
     from nemo_thinkprune.rounds import commands
 
-    commands.prune(recipe, overrides or [], run_dir, say=typer.echo)
+    choice = commands.EngineChoice(engine.value, nemo_rl_root, on_cpu)
+    commands.prune(recipe, overrides or [], run_dir, say=typer.echo, engine=choice)
 
 
 @app.command("eval")
@@ -163,11 +183,18 @@ def score(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None, engine: Engine = EngineName.LOCAL) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    engine: Engine = EngineName.LOCAL,
+    on_cpu: OnCpu = False,
+    nemo_rl_root: NemoRlRoot = None,
+) -> None:
     """Check a recipe and say what it will do: the loss, the steps, the layout."""
     from nemo_thinkprune.rounds import commands
 
-    typer.echo(commands.check(recipe, overrides or [], engine=engine.value))
+    choice = commands.EngineChoice(engine.value, nemo_rl_root, on_cpu)
+    typer.echo(commands.check(recipe, overrides or [], engine=choice))
 
 
 @app.command()

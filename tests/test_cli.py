@@ -75,6 +75,7 @@ def test_what_the_user_can_correct_is_a_message_on_stderr_and_exit_code_2(invoke
     [
         ["train", "r", "--run-dirr", "x"],
         ["train", "r", "--engine", "other"],
+        ["quickstart", "--engine", "nemo-rl"],
         ["train"],
         ["score", "f", "--truncation", "cut"],
         ["eval", "m", "--limit", "5"],
@@ -101,7 +102,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(commands, name, call)
 
-    for name in ("train", "prune", "warmup", "quickstart"):
+    for name in ("train", "prune", "check", "warmup", "quickstart"):
         record(name)
     record("evaluate", "accuracy 0.5")
     return made
@@ -119,6 +120,44 @@ def calls(monkeypatch):
 def test_options_and_overrides_do_not_swallow_each_other(invoke, calls, arguments):
     assert invoke(*arguments).exit_code == 0
     assert [(name, args) for name, args, _ in calls] == [("train", ("r", ["a.b=1", "c=[1, 2]"], Path("out")))]
+
+
+@pytest.mark.parametrize("verb", ["train", "prune", "check"])
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ([], ("local", None, False)),
+        (["--engine", "nemo-rl"], ("nemo-rl", None, False)),
+        (["--engine", "nemo-rl", "--on-cpu", "--nemo-rl-root", "rl"], ("nemo-rl", Path("rl"), True)),
+    ],
+    ids=["default", "nemo-rl", "nemo-rl on a CPU"],
+)
+def test_the_engine_reaches_the_command(invoke, calls, verb, options, engine):
+    result = invoke(verb, "r", "a=1", *options)
+    assert result.exit_code == 0, result.output
+    assert [(name, keys["engine"]) for name, _, keys in calls] == [(verb, commands.EngineChoice(*engine))]
+
+
+@pytest.mark.parametrize("verb", ["train", "prune", "check"])
+@pytest.mark.parametrize("option", [["--on-cpu"], ["--nemo-rl-root", "rl"]], ids=["cpu", "root"])
+def test_what_only_nemo_rl_has_is_refused_without_it(invoke, calls, verb, option):
+    result = invoke(verb, "r", *option)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {option[0]} belongs to --engine nemo-rl")
+    assert calls == []
+
+
+@pytest.mark.parametrize("verb", ["train", "prune"])
+def test_an_engine_that_is_not_here_is_a_message(invoke, monkeypatch, recipe_file, tmp_path, verb):
+    monkeypatch.setattr("nemo_thinkprune.cluster.find._importable", lambda: None)
+    monkeypatch.delenv("NEMO_RL_ROOT", raising=False)
+    result = invoke(verb, recipe_file, "--engine", "nemo-rl", "--run-dir", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: NeMo-RL is not here: run inside its container, or clone it")
+    result = invoke("check", recipe_file, "--engine", "nemo-rl", "--nemo-rl-root", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is not a checkout of NeMo-RL" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_prune_warmup_and_quickstart_pass_their_arguments_on(invoke, calls):

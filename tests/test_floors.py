@@ -11,7 +11,7 @@ FLOORS = (
     {"recipe", "checkpoints_tools"},
     {"algorithms", "rewards", "data"},
     {"rollout", "policy"},
-    {"training", "evaluation", "reporting"},
+    {"training", "cluster", "evaluation", "reporting"},
     {"rounds"},
     {"cli"},
 )

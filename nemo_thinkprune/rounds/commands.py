@@ -1,4 +1,4 @@
-"""What the commands do: each builds what its one call needs from a recipe and the local engine.
+"""What the commands do: each builds what its one call needs from a recipe and an engine.
 
 The modules that import torch are imported by the functions that need them, so that `check` and `score` stay quick.
 """
@@ -6,6 +6,7 @@ The modules that import torch are imported by the functions that need them, so t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,9 +21,47 @@ from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
 
 if TYPE_CHECKING:
     from nemo_thinkprune.rewards.score_file import FileScore
+    from nemo_thinkprune.rounds.plan import Engine
 
 Say = Callable[[str], None]
 Truncation = Literal["zero", "score_cut_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine that a user asked for: its name, and where and on what NeMo-RL is to run."""
+
+    name: str = "local"
+    nemo_rl_root: Path | None = None
+    on_cpu: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the local engine does not have.
+
+        Raises:
+            UserError: naming the option.
+        """
+        if self.name != "nemo-rl":
+            given = {"--on-cpu": self.on_cpu, "--nemo-rl-root": self.nemo_rl_root is not None}
+            for option in (name for name, is_given in given.items() if is_given):
+                raise UserError(f"{option} belongs to --engine nemo-rl: add that, or leave {option} away")
+
+    def engine(self, recipe: Recipe) -> Engine:
+        """The engine itself.
+
+        Raises:
+            UserError: NeMo-RL is asked for and not here.
+        """
+        if self.name == "nemo-rl":
+            from nemo_thinkprune.rounds.nemo_rl import nemo_rl_engine
+
+            return nemo_rl_engine(root=self.nemo_rl_root, on_cpu=self.on_cpu)
+        from nemo_thinkprune.rounds.local import local_engine
+
+        return local_engine(recipe)
+
+
+LOCAL = EngineChoice()
 
 
 def default_run_dir(recipe: str) -> Path:
@@ -30,28 +69,45 @@ def default_run_dir(recipe: str) -> Path:
     return Path("runs") / Path(recipe).stem
 
 
-def check(recipe: str, overrides: Sequence[str], *, engine: str) -> str:
+def check(recipe: str, overrides: Sequence[str], *, engine: EngineChoice = LOCAL) -> str:
     """Load and check a recipe; return what it will do, in words.
+
+    A recipe can be checked for NeMo-RL where that is not; a checkout that is named must be one.
 
     Raises:
         UserError: everything that is wrong with it.
     """
     loaded = _loaded(recipe, overrides)
-    return describe_check(loaded, engine=engine, length_reward=length_reward_formula(loaded))
+    if engine.nemo_rl_root is not None:
+        from nemo_thinkprune.cluster.find import find_nemo_rl
+
+        find_nemo_rl(engine.nemo_rl_root)
+    return describe_check(
+        loaded, engine=engine.name, on_cpu=engine.on_cpu, length_reward=length_reward_formula(loaded)
+    )
 
 
-def train(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> None:
+def train(
+    recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say, engine: EngineChoice = LOCAL
+) -> None:
     """Train one round, write its summary and report, and say what was produced.
 
     Raises:
-        UserError: a recipe, data or model that cannot be used.
+        UserError: a recipe, data or model that cannot be used, or an engine that is not here.
     """
     from nemo_thinkprune.reporting.report import write_results
     from nemo_thinkprune.training.start import last_step
     from nemo_thinkprune.training.start import train as run
 
     loaded = _loaded(recipe, overrides)
-    folder = run(loaded, run_dir or default_run_dir(recipe))
+    found = engine.engine(loaded)
+    folder = run(
+        loaded,
+        run_dir or default_run_dir(recipe),
+        run=found.run,
+        check=found.check,
+        weights=found.weights,
+    )
     write_results(folder)
     say(f"Report:   {folder / 'report.html'}")
     say(f"Numbers:  {folder / 'summary.json'}")
@@ -75,21 +131,24 @@ def warmup(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> Path:
     return run(loaded, run_dir or default_run_dir(recipe))
 
 
-def prune(recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say) -> dict[str, Any]:
+def prune(
+    recipe: str, overrides: Sequence[str], run_dir: Path | None, *, say: Say, engine: EngineChoice = LOCAL
+) -> dict[str, Any]:
     """Run all rounds of a recipe; return the content of summary.json.
 
     Raises:
-        UserError: a recipe that cannot be pruned.
+        UserError: a recipe that cannot be pruned, or an engine that is not here.
     """
-    from nemo_thinkprune.rounds.local import local_engine
     from nemo_thinkprune.rounds.prune import prune as run
     from nemo_thinkprune.training.models import ready_model
 
-    placed, source = ready_model(_loaded(recipe, overrides))
+    loaded = _loaded(recipe, overrides)
+    found = engine.engine(loaded)
+    placed, source = ready_model(loaded, weights=found.weights, check=found.check)
     return run(
         placed,
         run_dir or default_run_dir(recipe),
-        engine=local_engine(placed),
+        engine=found,
         say=say,
         start=source.weights,
     )

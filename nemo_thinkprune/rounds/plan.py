@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import dump_yaml, with_values
@@ -24,27 +25,30 @@ Runner = Callable[[Job], None]
 class Engine:
     """How jobs are run. ``beside`` runs one in a second process at the same time; None: one job at a time.
 
-    ``beside`` must be a module-level function (or a partial of one), since that process is spawned. ``seals``:
-    its checkpoints have a manifest, so that one without is damaged (NeMo-RL writes none).
+    ``beside`` must be a module-level function (or a partial of one), since that process is spawned. ``evaluates``:
+    it runs jobs of kind "eval" too. ``weights``: it reads the model's weights here, and does not get them itself.
+    ``check`` raises UserError for a recipe that it cannot run.
     """
 
     run: Runner
     beside: Runner | None = None
-    seals: bool = True
+    evaluates: bool = True
+    weights: bool = True
+    check: Callable[[Recipe], object] = check_recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A prune run: recipe, absolute folder, HF folder of the model, and the weights that replace its own.
 
-    ``sealed``: the engine's checkpoints have a manifest.
+    ``evaluated``: the engine evaluates what it trained.
     """
 
     recipe: Recipe
     root: Path
     model: str
     start: Path | None = None
-    sealed: bool = True
+    evaluated: bool = True
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -85,7 +89,7 @@ def whole(plan: Plan, weights: Path | None) -> Path | None:
     """
     if weights is not None and weights != plan.start:
         step = weights.parents[2]
-        problems = verify_checkpoint(step, require_manifest=plan.sealed)
+        problems = verify_checkpoint(step, require_manifest=False)
         if problems:
             raise UserError(
                 f"{step} is not whole and is not used: {'; '.join(problems)}; restore it, or remove decision.json "
@@ -157,8 +161,12 @@ def evaluation_path(plan: Plan, name: str) -> Path:
 
 
 def evaluate(plan: Plan, name: str, weights: Path | None, run: Runner) -> None:
-    """Evaluate once: nothing to do when the result is there, or when the recipe names no reporting set."""
-    if plan.recipe.thinkprune.report_data is None or run_files.read_json(evaluation_path(plan, name)):
+    """Evaluate once: nothing to do when the result is there, or when the recipe names no reporting set.
+
+    Nor when the engine does not evaluate: the user does (see ``evaluation_commands``).
+    """
+    wanted = plan.evaluated and plan.recipe.thinkprune.report_data is not None
+    if not wanted or run_files.read_json(evaluation_path(plan, name)):
         return
     run(evaluation_job(plan, name, whole(plan, weights)))
 
@@ -171,8 +179,10 @@ def run_beside(plan: Plan, run: Runner) -> None:
     ):
         return
     job = control_job(plan)
-    run(job)
     found = weights_by_step(plan, job.run_dir)
+    if job.recipe.grpo.max_num_steps not in found:
+        run(job)
+        found = weights_by_step(plan, job.run_dir)
     if not found:
         raise UserError(f"the control run left no checkpoint in {job.run_dir}: set checkpointing.enabled")
     evaluate(plan, run_files.CONTROL, found[max(found)], run)
@@ -181,7 +191,7 @@ def run_beside(plan: Plan, run: Runner) -> None:
 def weights_by_step(plan: Plan, run_dir: Path) -> dict[int, Path]:
     """The torch_dist weights of each complete checkpoint of a train run, whichever engine wrote it."""
     folder = run_dir / plan.recipe.checkpointing.checkpoint_dir
-    found = complete_checkpoints(folder, require_manifest=plan.sealed)
+    found = complete_checkpoints(folder, require_manifest=False)
     return {item.step: item.path / WEIGHTS for item in found}
 
 

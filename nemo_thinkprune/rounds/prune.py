@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from nemo_thinkprune.reporting import run_files
 from nemo_thinkprune.reporting.environment import environment
 from nemo_thinkprune.reporting.report import write_results
 from nemo_thinkprune.reporting.table import results_table
+from nemo_thinkprune.rounds.by_hand import evaluation_commands, shown
 from nemo_thinkprune.rounds.lane import Lane, LaneStopped
 from nemo_thinkprune.rounds.plan import (
     Engine,
@@ -74,7 +74,7 @@ def prune(
         JobStopped: SIGTERM or SIGUSR1 asked for it; what was running is saved, and nothing more is started.
     """
     with stop_signals() as stop:
-        plan = make_plan(recipe, run_dir, start, sealed=engine.seals)
+        plan = make_plan(recipe, run_dir, start, engine=engine)
         _run_all(plan, replace(engine, run=_unless_stopped(engine.run, stop)), say)
         return finish(plan, say, before_table)
 
@@ -109,12 +109,18 @@ def _run_all(plan: Plan, engine: Engine, say: Say) -> None:
             lane.stop()
 
 
-def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None, *, sealed: bool = True) -> Plan:
+def make_plan(recipe: Recipe, run_dir: Path, start: Path | None = None, *, engine: Engine) -> Plan:
     """Check the recipe, find the model, and record recipe and environment in the run folder."""
     check_prune(recipe)
-    source = starting_model(recipe)
+    source = starting_model(recipe, weights=engine.weights)
     weights = start.resolve() if start else source.weights
-    plan = Plan(recipe, run_dir.resolve(), source.folder, weights, sealed=sealed)
+    plan = Plan(
+        recipe,
+        run_dir.resolve(),
+        source.folder,
+        weights,
+        evaluated=engine.evaluates,
+    )
     make_run_folder(plan.root)
     record_recipe(plan)
     if not (plan.root / "environment.json").exists():
@@ -147,7 +153,7 @@ def _decide(plan: Plan, number: int, *, start: str | None, say: Say) -> dict[str
         if decision.selected_step is None:
             break
         step = checkpoints[decision.selected_step].parents[2]
-        problems = verify_checkpoint(step, require_manifest=plan.sealed)
+        problems = verify_checkpoint(step, require_manifest=False)
         if not problems:
             break
         say(f"Round {number}: {step.name} is not whole and is passed over: {'; '.join(problems)}")
@@ -192,18 +198,19 @@ def finish(plan: Plan, say: Say, before_table: str = "") -> dict[str, Any]:
     say("")
     last = run_files.read_json(plan.folder(len(plan.limits)) / "decision.json") or {}
     weights = plan.weights(last.get("weights"))
-    say(f"Report:   {_shown(plan.root / 'report.html')}")
-    say(f"Numbers:  {_shown(plan.root / 'summary.json')}")
+    say(f"Report:   {shown(plan.root / 'report.html')}")
+    say(f"Numbers:  {shown(plan.root / 'summary.json')}")
     if weights is not None:
-        step = _shown(weights.parents[2])
+        step = shown(weights.parents[2])
         say(f"Model:    {step}")
-        data = _shown(Path(plan.recipe.thinkprune.report_data or "FILE"))
-        say(f"Next:     thinkprune eval {step} --data {data} --limit {plan.long_limit} -n 4")
+        if plan.evaluated:
+            data = shown(Path(plan.recipe.thinkprune.report_data or "FILE"))
+            say(f"Next:     thinkprune eval {step} --data {data} --limit {plan.long_limit} -n 4")
         say(f"Release:  thinkprune-ckpt release {step} OUT")
+    if not plan.evaluated and (commands := evaluation_commands(plan)):
+        say(
+            "Measure:  this engine does not evaluate; these commands do, and put the results into the report:"
+        )
+        for command in commands:
+            say(f"  {command}")
     return summary
-
-
-def _shown(path: Path) -> str:
-    """The path as a user in the present folder would type it."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

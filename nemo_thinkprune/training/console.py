@@ -142,8 +142,11 @@ def display(title: str, *, stream: TextIO | None = None) -> Iterator[Display]:
         yield Display(title, screen, progress)
 
 
-def run_with_progress(job: Job) -> None:
-    """Run a job (see `supervisor.run_job`), show it on standard output and mirror it to the recipe's trackers."""
+def run_with_progress(job: Job, *, run: Callable[..., None] = run_job) -> None:
+    """Run a job, show it on standard output and mirror it to the recipe's trackers.
+
+    `run` is `supervisor.run_job`, perhaps with some of its arguments given (`functools.partial`).
+    """
     with (
         display(job_title(job)) as shown,
         tracked_events(job.recipe, job.run_dir, name=job.run_dir.name) as mirror,
@@ -153,7 +156,7 @@ def run_with_progress(job: Job) -> None:
             shown.on_event(event)
             mirror(event)
 
-        run_job(job, on_event=on_event)
+        run(job, on_event=on_event)
 
 
 def job_title(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.training.checkpoint_files import WEIGHTS, verify_checkpoint
 from nemo_thinkprune.training.manifest import MANIFEST
 
-HF_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
+DESCRIPTION_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "README.md"]
+WEIGHT_FILES = ["*.safetensors"]
 
 
-def find_model(model: str) -> ModelSource:
+def find_model(model: str, *, weights: bool = True) -> ModelSource:
     """What `recipe.model_source.locate` finds, with a hub model downloaded and a checkpoint verified.
+
+    Without `weights` only configuration and tokenizer of a hub model are.
 
     Raises:
         UserError: Neither a model nor a hub id that can be had, or a damaged checkpoint.
@@ -29,17 +33,20 @@ def find_model(model: str) -> ModelSource:
     source = locate(model)
     if source.step is not None:
         refuse_damaged(source.step)
-    folder = source.folder if Path(source.folder).is_dir() else str(_download(source.folder))
+    folder = source.folder if Path(source.folder).is_dir() else str(_download(source.folder, weights=weights))
     return replace(source, folder=folder)
 
 
-def starting_model(recipe: Recipe) -> ModelSource:
+def starting_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:
     """What a run starts from: policy.model_name, with the weights of policy.pretrained_checkpoint if given.
+
+    Without `weights` those of a hub model are not downloaded.
 
     Raises:
         UserError: as `find_model`, or there are no such weights.
     """
-    source, pretrained = find_model(recipe.policy.model_name), recipe.policy.pretrained_checkpoint
+    source = find_model(recipe.policy.model_name, weights=weights)
+    pretrained = recipe.policy.pretrained_checkpoint
     if pretrained is None:
         return source
     path = Path(os.path.realpath(os.path.expanduser(pretrained.path)))
@@ -57,21 +64,24 @@ def starting_model(recipe: Recipe) -> ModelSource:
         raise UserError(f"policy.pretrained_checkpoint.path: {error}") from None
 
 
-def ready_model(recipe: Recipe) -> tuple[Recipe, ModelSource]:
+def ready_model(
+    recipe: Recipe, *, weights: bool = True, check: Callable[[Recipe], object] = check_recipe
+) -> tuple[Recipe, ModelSource]:
     """Check a recipe, find the model it starts from, and check the recipe against that model.
 
     Gives the recipe with the model's folder in the place of its name.  The second check finds what is known
-    only now: the sizes of a model from the hub.
+    only now: the sizes of a model from the hub.  Without `weights`, for an engine that gets them itself, those
+    of a hub model are not downloaded, and the recipe names the model by its hub id.
 
     Raises:
-        UserError: as `check_recipe` and `starting_model`, or a model that cannot be built.
+        UserError: as `check` and `starting_model`, or a model that cannot be built.
     """
-    check_recipe(recipe)
-    source = starting_model(recipe)
+    check(recipe)
+    source = starting_model(recipe, weights=weights)
     placed = with_model(recipe, source.folder)
     refuse_unsupported(source.folder)
-    check_recipe(placed)
-    return placed, source
+    check(placed)
+    return placed if weights else with_model(recipe, locate(recipe.policy.model_name).folder), source
 
 
 def with_model(recipe: Recipe, folder: str) -> Recipe:
@@ -106,14 +116,15 @@ def refuse_damaged(step: Path) -> None:
         )
 
 
-def _download(model: str) -> Path:
-    """The folder of a hub model, downloaded once and cached."""
+def _download(model: str, *, weights: bool) -> Path:
+    """The folder of a hub model, downloaded once and cached; without `weights` its small files alone."""
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise UserError(f"there is no folder {model}, and it is not a hub id such as Qwen/QwQ-32B")
     from huggingface_hub import snapshot_download
 
+    patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else [])]
     try:
-        folder = Path(snapshot_download(model, allow_patterns=HF_FILES))
+        folder = Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:
         raise UserError(
             f"cannot get {model} from the hub ({type(error).__name__}): check the name and the connection, or "

@@ -14,18 +14,27 @@ from nemo_thinkprune.training.models import find_model, ready_model, refuse_unsu
 from nemo_thinkprune.training.run_settings import raise_changes, recipe_changes
 
 
-def train(recipe: Recipe, run_dir: Path, *, run: Callable[[Job], None] | None = None) -> Path:
+def train(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    run: Callable[[Job], None] | None = None,
+    check: Callable[[Recipe], object] = check_recipe,
+    weights: bool = True,
+) -> Path:
     """One round at `policy.generation.max_new_tokens`; continues where the run folder stopped.
+
+    `run` runs the job (default: the local engine, with progress); `check` and `weights` as `models.ready_model`.
 
     Raises:
         UserError: The recipe or its model cannot be used.
     """
     length_reward(recipe.thinkprune.length_reward.name, recipe.thinkprune.length_reward.params)
-    _, source = ready_model(recipe)
+    placed, source = ready_model(recipe, weights=weights, check=check)
     job = Job(
         kind="train",
         run_dir=run_dir,
-        recipe=recipe,
+        recipe=recipe if weights else placed,
         model=source.folder,
         limit=recipe.policy.generation.max_new_tokens,
         init_weights=source.weights,

@@ -86,7 +86,9 @@ def test_prune_gives_the_rounds_a_local_model_and_the_weights_to_start_from(monk
 def test_training_and_warmup_get_the_recipe_and_the_run_folder(monkeypatch, tmp_path):
     seen, said, written = [], [], []
     for name in ("train", "warmup"):
-        monkeypatch.setattr(start, name, lambda recipe, run_dir: seen.append((recipe, run_dir)) or run_dir)
+        monkeypatch.setattr(
+            start, name, lambda recipe, run_dir, **_: seen.append((recipe, run_dir)) or run_dir
+        )
     monkeypatch.setattr(report, "write_results", written.append)
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints" / "step_20").mkdir(parents=True)
@@ -100,7 +102,7 @@ def test_training_and_warmup_get_the_recipe_and_the_run_folder(monkeypatch, tmp_
 
 
 def test_the_run_folder_has_a_default(monkeypatch, tmp_path):
-    monkeypatch.setattr(start, "train", lambda recipe, run_dir: run_dir)
+    monkeypatch.setattr(start, "train", lambda recipe, run_dir, **_: run_dir)
     written = []
     monkeypatch.setattr(report, "write_results", written.append)
     commands.train("thinkprune", [], None, say=print)
@@ -127,7 +129,7 @@ def test_a_recipe_is_checked_before_anything_starts(verb, tmp_path):
 def test_settings_of_the_length_reward_are_checked_before_anything_starts(verb, params, says, tmp_path):
     overrides = ["thinkprune.length_reward.name=l1_exact", f"thinkprune.length_reward.params={params}"]
     calls = {
-        "check": lambda: commands.check("quickstart", overrides, engine="local"),
+        "check": lambda: commands.check("quickstart", overrides),
         "warmup": lambda: commands.warmup("quickstart", overrides, tmp_path / "run"),
     }
     run = calls.get(
@@ -157,9 +159,7 @@ def test_the_formula_that_check_shows_is_the_reward(name):
         f"thinkprune.length_reward.params={json.dumps(REWARDS[name])}",
     ]
     formula = length_reward_formula(load_recipe("thinkprune", overrides))
-    assert f"\n  {formula}\n    correct: 1 for a correct" in commands.check(
-        "thinkprune", overrides, engine="local"
-    )
+    assert f"\n  {formula}\n    correct: 1 for a correct" in commands.check("thinkprune", overrides)
     reward = length_reward(name, REWARDS[name])
     group = Group(correct=(True, True, False), lengths=(40, 95, 70))
     fixed = {"mean": 67.5, "std": 27.5, "sigmoid": lambda x: 1 / (1 + math.exp(-x))}
@@ -174,8 +174,8 @@ def test_the_formula_that_check_shows_is_the_reward(name):
 def test_check_says_which_gradient_the_kl_term_has():
     assert LossConfig().kl_score_function is True
     said = "times p / stop_gradient(p), NeMo-RL's score-function factor: the gradient of KL(p || ref)"
-    assert said in commands.check("thinkprune", [], engine="local")
-    without = commands.check("thinkprune", ["loss_fn.reference_policy_kl_penalty=0"], engine="local")
+    assert said in commands.check("thinkprune", [])
+    without = commands.check("thinkprune", ["loss_fn.reference_policy_kl_penalty=0"])
     assert "stop_gradient" not in without
 
 

@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_wherever_it_is_given(tmp_path, 
 
 
 def test_a_model_from_the_hub_is_checked_once_it_is_there(monkeypatch, hf_folder):
-    monkeypatch.setattr(models, "_download", lambda name: hf_folder)
+    monkeypatch.setattr(models, "_download", lambda name, weights: hf_folder)
     wide = {
         "policy__megatron_cfg__tensor_model_parallel_size": 4,
         "policy__make_sequence_length_divisible_by": 4,

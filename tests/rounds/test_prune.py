@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import fake_engine
 import pytest
@@ -206,17 +207,19 @@ def test_weights_that_were_damaged_after_the_decision_are_refused_by_name(root):
         go(root)
 
 
-def test_a_checkpoint_without_manifest_counts_only_with_an_engine_that_writes_none(root):
-    def unsealed(job):
+def test_a_checkpoint_without_manifest_counts_only_when_nemo_rl_wrote_it(root):
+    def unsealed(job, **info):
         fake_engine.run(job)
         for manifest in job.run_dir.glob("checkpoints/*/manifest.json"):
             manifest.unlink()
+            step = int(manifest.parent.name.removeprefix("step_"))
+            (manifest.parent / "training_info.json").write_text(json.dumps({"step": step, **info}))
 
     with pytest.raises(UserError, match="no checkpoint"):
         go(root, Engine(run=unsealed), control={"enabled": False})
     shutil.rmtree(root)
     root.mkdir()
-    assert go(root, Engine(run=unsealed, seals=False))[0]["status"] == "finished"
+    assert go(root, Engine(run=partial(unsealed, total_steps=6)))[0]["status"] == "finished"
 
 
 def test_a_damaged_config_of_the_run_is_named(root):

@@ -114,13 +114,12 @@ def test_titles_tell_jobs_apart(make_job: Callable[..., Job]) -> None:
 
 
 def test_a_job_is_shown_while_it_runs(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_job: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(job: Job, *, on_event: Callable[[Event], None]) -> None:
         on_event(Event(rank=0, phase="step", step=1, row=ROW))
 
-    monkeypatch.setattr("nemo_thinkprune.training.console.run_job", run)
-    run_with_progress(make_job())
+    run_with_progress(make_job(), run=run)
     assert capsys.readouterr().out.endswith(f"train L=8  {row_text(1, None, ROW)}\n")
 
 

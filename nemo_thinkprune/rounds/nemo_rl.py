@@ -1,0 +1,60 @@
+"""NeMo-RL as the rounds use it: training is one supervised process that drives it, evaluation the local engine's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from nemo_thinkprune.cluster.find import find_nemo_rl, python_path
+from nemo_thinkprune.recipe.check_files import check_files
+from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.rounds.plan import Engine
+from nemo_thinkprune.training.console import run_with_progress
+from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.supervisor import run_job
+
+DRIVER = "nemo_thinkprune.cluster.driver:run"
+GPU_THREADS = "16"
+
+
+def nemo_rl_engine(*, root: Path | None, on_cpu: bool) -> Engine:
+    """Training on NeMo-RL with progress on the terminal; `on_cpu` with the local engine's policy as its workers.
+
+    On a cluster it fetches the weights of a hub model itself and does not evaluate: what a round hands on is
+    chosen by its own validation, and a result is measured by `thinkprune eval`.
+
+    Raises:
+        UserError: NeMo-RL is not there (see `cluster.find.find_nemo_rl`).
+    """
+    path = python_path(find_nemo_rl(root))
+    return Engine(
+        run=partial(run_on_nemo_rl, path=path, on_cpu=on_cpu),
+        evaluates=on_cpu,
+        weights=on_cpu,
+        check=partial(check_for_nemo_rl, on_cpu=on_cpu),
+    )
+
+
+def check_for_nemo_rl(recipe: Recipe, *, on_cpu: bool) -> None:
+    """Refuse a recipe that NeMo-RL cannot run, or whose files are not there.
+
+    Raises:
+        UserError: listing every problem.
+    """
+    check_recipe(recipe, engine="nemo-rl", on_cpu=on_cpu)
+    check_files(recipe, on_cpu=on_cpu)
+
+
+def run_on_nemo_rl(job: Job, *, path: str, on_cpu: bool) -> None:
+    """Run a job with progress: training by NeMo-RL's driver, with PYTHONPATH `path`; all else on this machine."""
+    if job.kind != "train":
+        run_with_progress(job)
+        return
+    environment = {"PYTHONPATH": path}
+    if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)
+    drive = partial(run_job, entry=DRIVER, processes=1, environment=environment)
+    run_with_progress(replace(job, engine="nemo-rl", on_cpu=on_cpu), run=drive)
