@@ -20,14 +20,13 @@ from nemo_thinkprune.cluster.data_plan import DataPlan, data_plan
 from nemo_thinkprune.cluster.ray_cluster import ray_cluster
 from nemo_thinkprune.cluster.recorder import Recorder
 from nemo_thinkprune.cluster.register import register
-from nemo_thinkprune.cluster.resume import prepare
 from nemo_thinkprune.cluster.responses import ResponseTokenizer
+from nemo_thinkprune.cluster.resume import prepare
 from nemo_thinkprune.cluster.settings import master_config
 from nemo_thinkprune.cluster.stopping import StopTraining
 from nemo_thinkprune.cluster.trainers import Environments, Parts, policy_factory, run_trainer
-from nemo_thinkprune.data.tokenizer import load_tokenizer
+from nemo_thinkprune.data.tokenizer import end_tokens, load_tokenizer
 from nemo_thinkprune.training.job import JOB_FILE, Job
-from nemo_thinkprune.training.session import end_tokens
 from nemo_thinkprune.training.worker import RankContext
 
 PULSE_S = 1.0
@@ -116,7 +115,12 @@ def _cpu_policy(job: Job) -> Any:
 def _cpu_generation(parts: Parts, tokenizer: Any) -> Any:
     from nemo_thinkprune.cluster.cpu_policy import CpuGeneration
 
-    return CpuGeneration(config=parts.master_config.policy, tokenizer=tokenizer, policy=parts.policy)
+    generation = CpuGeneration(config=parts.master_config.policy, tokenizer=tokenizer, policy=parts.policy)
+    # After v0.7.0 setup leaves here what wakes the workers before they sample.
+    synchronizer = getattr(parts.policy_generation, "weight_synchronizer", None)
+    if synchronizer is not None:
+        generation.weight_synchronizer = synchronizer
+    return generation
 
 
 def _signed_loss(job: Job, loss_fn: Any, config: Any) -> Any:

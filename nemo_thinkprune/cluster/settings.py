@@ -72,7 +72,15 @@ def _start(job: Job) -> dict[str, str] | None:
 
 
 def _generation(job: Job, end_ids: Sequence[int]) -> dict[str, Any]:
-    return {"max_new_tokens": job.limit, "stop_token_ids": list(end_ids)}
+    measured = job.recipe.thinkprune.validation
+    return {
+        "max_new_tokens": job.limit,
+        "stop_token_ids": list(end_ids),
+        # required after v0.7.0, whose validate() samples as training does
+        "val_temperature": measured.temperature,
+        "val_top_p": measured.top_p,
+        "val_top_k": measured.top_k,
+    }
 
 
 def _data(job: Job) -> dict[str, Any]:
@@ -117,4 +125,3 @@ def _on_cpu(config: dict[str, Any], job: Job) -> dict[str, Any]:
 
 def _inside(run_dir: Path, folder: str) -> str:
     return str(run_dir.resolve() / folder)
-

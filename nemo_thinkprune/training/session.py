@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 
 from checkpoints_tools.hf_config import read_hf_config
-from nemo_thinkprune.data.tokenizer import load_tokenizer
+from nemo_thinkprune.data.tokenizer import end_tokens, load_tokenizer
 from nemo_thinkprune.policy.checkpoint import load_torch_dist
 from nemo_thinkprune.policy.device import megatron_device, resolve_device
 from nemo_thinkprune.policy.model import ModelOptions
@@ -22,7 +21,6 @@ from nemo_thinkprune.policy.parallel import Layout, model_parallel
 from nemo_thinkprune.policy.policy import BatchOptions, Policy
 from nemo_thinkprune.policy.weight_gather import user_errors
 from nemo_thinkprune.policy.weights import load_hf
-from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rewards.score import Scorer
 from nemo_thinkprune.rollout.engine import MegatronEngine
@@ -114,30 +112,6 @@ def make_scorer(recipe: Recipe) -> Scorer:
         memory_mb=scoring.memory_mb,
         truncation=recipe.thinkprune.truncation,
     )
-
-
-def end_tokens(recipe: Recipe, model: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids that end a response: the recipe's, else generation_config.json's, else the tokenizer's.
-
-    Raises:
-        UserError: There is none, or generation_config.json is damaged.
-    """
-    if recipe.policy.generation.stop_token_ids:
-        return tuple(recipe.policy.generation.stop_token_ids)
-    config = model / "generation_config.json"
-    ids = None
-    if config.is_file():
-        try:
-            ids = json.loads(config.read_text(encoding="utf-8"))["eos_token_id"]
-        except KeyError:
-            pass
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{config} cannot be read: {error}") from error
-    ids = tokenizer.eos_token_id if ids is None else ids
-    ends = ids if isinstance(ids, list) else [ids]
-    if not ends or not all(isinstance(end, int) for end in ends):
-        raise UserError(f"{model} names no end token: set policy.generation.stop_token_ids")
-    return tuple(ends)
 
 
 def optimizer_config(recipe: Recipe) -> OptimizerConfig:
