@@ -35,7 +35,7 @@ class ThinkPruneEnvironment:
     `config`: workers, deadline_s, memory_mb and truncation as Scorer takes them, and optionally
     length_reward {name, params}. Calls of `step` that overlap are judged together, in one thread: the
     asynchronous trainer sends one response at a time. A call waits for the batch under way and its own, each
-    delayed by the deadline of what hangs in it.
+    delayed by the deadline of what hangs in it (by two where the machine was too busy to tell; see pool.py).
 
     Raises UserError for unknown or missing settings, and for a length reward that compares the responses to
     a prompt, which an environment does not see together.

@@ -55,16 +55,8 @@ class ResponseTokenizer:
         return len(self.wrapped)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the wrapped tokenizer, but token ids are integers also where there is none.
-
-        transformers makes float tensors of an empty text, and one of them, an empty observation, turns all
-        token ids of its sample into floats in NeMo-RL's asynchronous rollouts.
-        """
-        encoded = self.wrapped(*args, **kwargs)
-        for key, value in encoded.items():
-            if hasattr(value, "is_floating_point") and value.is_floating_point() and value.numel() == 0:
-                encoded[key] = value.long()
-        return encoded
+        """As the wrapped tokenizer."""
+        return self.wrapped(*args, **kwargs)
 
     def batch_decode(self, sequences: Sequence[Any], **_: Any) -> list[Response]:
         """The responses of token ids, each a tensor or a list of any length.

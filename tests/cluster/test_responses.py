@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from transformers.tokenization_utils_base import BatchEncoding
 
 from nemo_thinkprune.cluster.responses import Response, ResponseTokenizer
 from nemo_thinkprune.data.tiny_model import build_tokenizer
@@ -96,11 +95,3 @@ def test_all_else_is_the_wrapped_tokenizers(tokenizer, plain):
     )
     with pytest.raises(AttributeError, match="no_such_thing"):
         tokenizer.no_such_thing  # noqa: B018 - the access itself is tested
-
-
-def test_an_empty_text_has_integer_tokens(tokenizer):
-    encoded = tokenizer("", return_tensors="pt", add_special_tokens=False)
-    assert isinstance(encoded, BatchEncoding)
-    assert encoded.input_ids[0].shape == (0,) and encoded.input_ids[0].dtype == torch.int64
-    one = tokenizer("3", return_tensors="pt", add_special_tokens=False).input_ids
-    assert torch.cat([one[0], encoded.input_ids[0]]).dtype == torch.int64
