@@ -31,21 +31,41 @@ policy:
   megatron_cfg: {tensor_model_parallel_size: 3, context_parallel_size: 2}
 cluster: {gpus_per_node: 8}
 """,
+    "my3.yaml": """\
+defaults: qwq-32b-4k-4n8g.yaml
+policy:
+  logprob_batch_size: 4
+  train_global_batch_size: 512
+  max_total_sequence_length: 5024
+  generation: {vllm_cfg: {tensor_parallel_size: 3}}
+  tokenizer: {chat_template: qwq.jinja}
+thinkprune: {length_reward: {name: arora_zanette}}
+""",
 }
 
 
-@pytest.mark.parametrize("command", ["my.yaml grpo.sed=1", "my2.yaml", "thinkprune"])
+@pytest.mark.parametrize(
+    "command", ["my.yaml grpo.sed=1", "my2.yaml", "my3.yaml --engine nemo-rl", "thinkprune"]
+)
 def test_shown_output_is_real(tmp_path, monkeypatch, command):
-    (tmp_path / "thinkprune.yaml").write_text((recipes_folder() / "thinkprune.yaml").read_text())
+    for name in ("thinkprune.yaml", "qwq-32b-4k-4n8g.yaml"):
+        (tmp_path / name).write_text((recipes_folder() / name).read_text())
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    recipe, *overrides = shlex.split(command)
+    words, _, engine = command.partition(" --engine ")
+    recipe, *overrides = shlex.split(words)
     try:
-        printed = describe_check(load_recipe(recipe, overrides))
+        printed = describe_check(load_recipe(recipe, overrides), engine=engine or "local")
     except UserError as error:
         printed = f"error: {error}"
     assert f"$ thinkprune check {command}\n{printed}\n```" in TEXT
+
+
+def test_the_shown_layout_is_real():
+    printed = describe_check(load_recipe("qwq-32b-4k-8n8g-async"), engine="nemo-rl")
+    layout = "layout\n" + printed.partition("\nlayout\n")[2].partition("\nrounds (")[0]
+    assert f"$ thinkprune check qwq-32b-4k-8n8g-async --engine nemo-rl\n...\n{layout}\n...\n```" in TEXT
 
 
 def test_every_key_that_is_named_exists():
