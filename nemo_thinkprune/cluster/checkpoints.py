@@ -33,7 +33,9 @@ class RunCheckpoints(CheckpointManager):
         super().__init__(config)
         self._job = job
 
-    def init_tmp_checkpoint(self, step: int, training_info: Mapping[str, Any], run_config: Any = None) -> Path:
+    def init_tmp_checkpoint(
+        self, step: int, training_info: Mapping[str, Any], run_config: Any = None
+    ) -> Path:
         """Begin tmp_step_N; what an earlier attempt left in it is removed first."""
         shutil.rmtree(Path(self.checkpoint_dir) / f"tmp_step_{step}", ignore_errors=True)
         info = {**training_info, "step": step, "limit": self._job.limit, "model": self._job.model}

@@ -27,14 +27,13 @@ from nemo_thinkprune.cluster.cpu_batches import (
     sequences_of,
 )
 from nemo_thinkprune.cluster.cpu_settings import JOB_KEY
-from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_torch_dist
+from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_bridge_files, save_torch_dist
 from nemo_thinkprune.policy.device import megatron_device
 from nemo_thinkprune.policy.parallel import (
     broadcast_from_last_stage,
     gather_over_data_parallel,
     model_parallel,
 )
-from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.rollout.engine import MegatronEngine
 from nemo_thinkprune.rollout.types import Sampling
 from nemo_thinkprune.training.checkpoint_files import WEIGHTS
@@ -165,7 +164,11 @@ class CpuWorker:
         return BatchedDataDict(generation_output(rollouts, pad_id=self.pad_id))
 
     def save_checkpoint(
-        self, weights_path: str, optimizer_path: str | None = None, tokenizer_path: str | None = None, **_: Any
+        self,
+        weights_path: str,
+        optimizer_path: str | None = None,
+        tokenizer_path: str | None = None,
+        **_: Any,
     ) -> None:
         """Write torch_dist weights, with the optimizer unless `optimizer_path` is None; collective."""
         folder = Path(weights_path) / WEIGHTS.name
@@ -176,7 +179,7 @@ class CpuWorker:
             self.policy, folder, iteration=self.updates, with_optimizer=optimizer_path is not None
         )
         if self.layout.is_main:
-            write_atomic(Path(weights_path) / "latest_checkpointed_iteration.txt", "0\n")
+            save_bridge_files(self.policy, folder)
         self._barrier()
 
     def shutdown(self) -> bool:

@@ -95,6 +95,9 @@ def _train(
         config=parts.master_config,
         drain_train=partial(_drain, train_env),
         drain_validation=partial(_drain, validation_env),
+        settle=getattr(
+            parts.checkpointer, "finalize_pending", None
+        ),  # saving in the background, after v0.7.0
     )
     recorder.start(done)
     try:

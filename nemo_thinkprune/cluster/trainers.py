@@ -6,6 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PLACES = (
+    "policy",
+    "policy_generation",
+    "nemo_gym",
+    "clusters",
+    "dataloader",
+    "val_dataloader",
+    "loss_fn",
+    "logger",
+    "checkpointer",
+    "grpo_save_state",
+    "master_config",
+)
+
 
 @dataclass(slots=True)
 class Parts:
@@ -30,7 +44,8 @@ class Parts:
     @classmethod
     def of(cls, made: tuple[Any, ...]) -> Parts:
         """Name the places."""
-        return cls(*made[:11], later=tuple(made[11:]))
+        first = dict(zip(PLACES, made, strict=False))
+        return cls(**first, later=tuple(made[len(PLACES) :]))
 
 
 @dataclass(frozen=True, slots=True)

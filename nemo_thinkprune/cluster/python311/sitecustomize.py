@@ -8,4 +8,4 @@ import typing
 
 import typing_extensions
 
-typing.TypedDict = typing_extensions.TypedDict  # type: ignore[assignment]
+typing.TypedDict = typing_extensions.TypedDict

@@ -1,0 +1,186 @@
+"""NeMo-RL's real setup and trainer on CPU workers, against the local engine: response by response."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nemo_thinkprune.cluster.find import python_path
+from nemo_thinkprune.rounds.nemo_rl import DRIVER
+from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.supervisor import Event, JobFailed, JobStopped, run_job
+from support.nemo_rl import require_nemo_rl
+from support.tiny_runs import WEIGHTS, make_root, train_job
+
+TP = "policy.megatron_cfg.tensor_model_parallel_size"
+PP = "policy.megatron_cfg.pipeline_model_parallel_size"
+RAY = ("raylet", "gcs_server", "ray::")
+
+
+@pytest.fixture(scope="module")
+def nemo_rl() -> dict[str, str]:
+    """The environment of NeMo-RL's processes."""
+    found = require_nemo_rl()
+    if not found.version.startswith("0.7"):
+        pytest.skip(f"the CPU worker serves NeMo-RL 0.7, not {found.version}")
+    return {"PYTHONPATH": python_path(found)}
+
+
+@pytest.fixture(scope="module")
+def recipe(nemo_rl: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from nemo_thinkprune.recipe.load import with_values
+
+    made = make_root(tmp_path_factory.mktemp("root"))
+    return with_values(made, {"thinkprune.long_limit": 60, "grpo.val_batch_size": 32})
+
+
+@pytest.fixture(scope="module")
+def drive(nemo_rl: dict[str, str]) -> Callable[..., Path]:
+    """Run a job on NeMo-RL."""
+
+    def run(job: Job, on_event: Callable[[Event], None] | None = None) -> Path:
+        job = replace(job, engine="nemo-rl", on_cpu=True)
+        run_job(job, entry=DRIVER, processes=1, environment=nemo_rl, on_event=on_event)
+        return job.run_dir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def local(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five steps of the local engine on one rank."""
+    job = train_job(recipe, tmp_path_factory.mktemp("local"), grpo__max_num_steps=5)
+    run_job(job)
+    return job.run_dir
+
+
+@pytest.fixture(scope="module")
+def nemo_tp2(recipe: Any, drive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps of NeMo-RL on two tensor-parallel ranks."""
+    return drive(train_job(recipe, tmp_path_factory.mktemp("tp2"), **{TP: 2, "cluster.gpus_per_node": 2}))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def responses(run: Path, step: int) -> list[tuple[Any, ...]]:
+    keys = ("problem_id", "response", "response_tokens", "stop_reason", "reward", "reason", "answer")
+    return [tuple(row[key] for key in keys) for row in rows(run / "rollouts" / f"step_{step}.jsonl")]
+
+
+def steps(run: Path) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in rows(run / "metrics.jsonl") if "loss" in row}
+
+
+def assert_same_run(run: Path, other: Path, until: int, first: int = 1) -> None:
+    """The same responses, verdicts and ledger; loss and gradient to rounding."""
+    for step in range(first, until + 1):
+        assert responses(run, step) == responses(other, step)
+        mine, theirs = steps(run)[step], steps(other)[step]
+        for key in ("loss", "grad_norm", "kl"):
+            assert mine[key] == pytest.approx(theirs[key], rel=2e-4, abs=2e-6), (step, key)
+        assert mine["reasons"] == theirs["reasons"]
+    ours, its = rows(run / "ledger.jsonl"), rows(other / "ledger.jsonl")
+    assert ours[first - 1 : until] == its[first - 1 : until]
+
+
+def test_nemo_rl_over_tensor_parallel_ranks_makes_the_local_engines_run(nemo_tp2: Path, local: Path) -> None:
+    assert_same_run(nemo_tp2, local, until=3)
+    validated = [row for row in rows(nemo_tp2 / "metrics.jsonl") if "validation" in row]
+    theirs = [row for row in rows(local / "metrics.jsonl") if "validation" in row]
+    assert [row["step"] for row in validated] == [0, 2, 3]
+    assert validated[:2] == theirs[:2]
+    assert sum(step["accuracy"] for step in steps(local).values()) > 0  # something was learnt from
+
+
+def test_nemo_rl_over_pipeline_stages_makes_the_local_engines_run(
+    recipe: Any, drive: Callable[..., Path], local: Path, tmp_path: Path
+) -> None:
+    run = drive(train_job(recipe, tmp_path, grpo__max_num_steps=2, **{PP: 2, "cluster.gpus_per_node": 2}))
+    assert_same_run(run, local, until=2)
+
+
+def test_the_local_engine_continues_the_run(recipe: Any, nemo_tp2: Path, local: Path) -> None:
+    run_job(train_job(recipe, nemo_tp2, grpo__max_num_steps=5, **{TP: 2, "cluster.gpus_per_node": 2}))
+    assert_same_run(nemo_tp2, local, until=5, first=4)
+    assert [row["step"] for row in rows(nemo_tp2 / "ledger.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_step_exports_and_verifies(nemo_tp2: Path, tmp_path: Path) -> None:
+    from checkpoints_tools.convert import export_model
+    from checkpoints_tools.models import open_model
+
+    step = nemo_tp2 / "checkpoints" / "step_3"
+    export_model(step, tmp_path / "hf")
+    exported = open_model(tmp_path / "hf")
+    assert "model.embed_tokens.weight" in exported.layouts
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+
+
+def test_a_local_checkpoint_starts_a_run(
+    recipe: Any, drive: Callable[..., Path], local: Path, tmp_path: Path
+) -> None:
+    start = local / "checkpoints" / "step_5" / WEIGHTS
+    job = train_job(recipe, tmp_path / "nemo", grpo__max_num_steps=1, grpo__val_at_start=False)
+    run = drive(replace(job, init_weights=start))
+    run_job(replace(job, run_dir=tmp_path / "local", init_weights=start))
+    assert_same_run(run, tmp_path / "local", until=1)
+    assert responses(run, 1) != responses(local, 1)
+
+
+def test_a_run_that_is_killed_and_stopped_ends_like_any_other(
+    recipe: Any, drive: Callable[..., Path], local: Path, tmp_path: Path
+) -> None:
+    job = train_job(recipe, tmp_path, grpo__max_num_steps=4)
+    before = ray_processes()
+
+    def kill_in_step_2(event: Event) -> None:
+        if event.phase == "step" and event.step == 1:
+            driver().kill()
+
+    with pytest.raises(JobFailed, match="SIGKILL"):
+        drive(job, kill_in_step_2)
+    assert_gone(before)
+
+    def ask_in_step_3(event: Event) -> None:
+        if event.phase == "step" and event.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(JobStopped) as stopped:
+        drive(job, ask_in_step_3)
+    assert stopped.value.step in (2, 3)
+    assert (tmp_path / "checkpoints" / f"step_{stopped.value.step}").is_dir()
+    drive(job)
+    assert_same_run(tmp_path, local, until=4)
+    assert sorted(steps(tmp_path)) == [1, 2, 3, 4]
+    assert_gone(before)
+
+
+def driver() -> psutil.Process:
+    """The driver of this test's run."""
+    found = [child for child in psutil.Process().children(recursive=True) if DRIVER in child.cmdline()]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def ray_processes() -> set[int]:
+    """Ray's processes on this machine, which may also be other people's."""
+    return {p.pid for p in psutil.process_iter(["name"]) if (p.info["name"] or "").startswith(RAY)}
+
+
+def assert_gone(before: set[int], *, within_s: float = 30.0) -> None:
+    """No process of Ray is left of what was started since."""
+    deadline = time.monotonic() + within_s
+    while left := ray_processes() - before:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
