@@ -30,6 +30,11 @@ RESTRICTIONS = (
     Restriction(
         "grpo.adv_estimator.name", ("grpo", "reinforce_plus_plus"), "gdpo needs several rewards; set grpo"
     ),
+    Restriction(
+        "loss_fn.positive_example_nll_weight",
+        (0.0,),
+        "its GRPO trainers give the loss no rewards, so the term would silently be left out; set 0",
+    ),
     Restriction("policy.tokenizer.chat_template", (None,), _TEMPLATE),
     Restriction("policy.tokenizer.chat_template_kwargs", (None, {}), _TEMPLATE),
     Restriction(
@@ -103,11 +108,24 @@ def unsupported(recipe: Recipe, *, on_cpu: bool = False) -> Iterator[str]:
     """Yield a message for each setting that the engine, or with `on_cpu` its CPU worker, cannot honour."""
     yield from refused(recipe, RESTRICTIONS, who=_WHO)
     yield from refused_in_data(recipe, who=_WHO, more=DATASET_RESTRICTIONS)
+    yield from _shaped_leave_one_out(recipe)
     yield from _names(recipe)
     yield from _raw_paths(recipe)
     if on_cpu:
         yield from refused(recipe, CPU_RESTRICTIONS, who=_CPU_WHO)
         yield from unsupported_followers(recipe)
+
+
+def _shaped_leave_one_out(recipe: Recipe) -> Iterator[str]:
+    estimator = recipe.grpo.adv_estimator
+    divided = (
+        estimator.name == "grpo" and estimator.normalize_rewards and estimator.use_leave_one_out_baseline
+    )
+    if divided and recipe.thinkprune.length_reward.name != "none":
+        yield (
+            "grpo.use_leave_one_out_baseline is true with thinkprune.length_reward: NeMo-RL divides by a rounding "
+            "error where the others of a group earned the same, and advantages reach 1e5; set false"
+        )
 
 
 def _names(recipe: Recipe) -> Iterator[str]:

@@ -109,6 +109,14 @@ def test_equal_rewards_that_are_not_whole_numbers(estimate):
     assert estimate(rewards).abs().max() < 5e-3
 
 
+def test_leave_one_out_on_shaped_rewards_blows_up_in_nemo_rl(estimate):
+    # The others earn 0.01 .. 0.99 alike: the std of float32 rounding divides a real difference.
+    rewards = torch.linspace(0.01, 0.99, 99)[:, None].expand(-1, 8).clone()
+    rewards[:, 0] = 1.0
+    assert mine(rewards, use_leave_one_out_baseline=True)[:, 0].abs().max() < 1
+    assert estimate(rewards, use_leave_one_out_baseline=True)[:, 0].abs().max() > 1000
+
+
 def test_a_prompt_that_comes_twice_is_one_group_in_nemo_rl(estimate):
     rewards = torch.tensor([[1.0, 1, 1, 0], [0.0, 0, 0, 1], [1.0, 0, 0, 1]])
     prompts = different_prompts(rewards)

@@ -87,3 +87,19 @@ def test_what_they_will_do_is_said():
             "use_importance_sampling_correction=true", f"truncated_importance_sampling_type={kind}", *bounds
         )
         assert f"times p_old / p_sampler, {effect}" in text
+
+
+def test_what_nemo_rl_would_leave_out_or_blow_up_is_an_error_there_only():
+    cases = [
+        (["loss_fn.positive_example_nll_weight=0.1"], "would silently be left out; set 0"),
+        (
+            ["grpo.use_leave_one_out_baseline=true", "thinkprune.length_reward.name=l1_max"],
+            "divides by a rounding error",
+        ),
+    ]
+    for overrides, says in cases:
+        loaded = recipe_from_dict(BASE, overrides)
+        check_recipe(loaded)
+        with pytest.raises(UserError, match=says):
+            check_recipe(loaded, engine="nemo-rl")
+    check_recipe(recipe_from_dict(BASE, ["grpo.use_leave_one_out_baseline=true"]), engine="nemo-rl")

@@ -178,6 +178,7 @@ def test_old_responses_gain_nothing_without_updates_in_flight():
 # settings that our part of the engine replaces
 
 OTHERS = {
+    "loss_fn.positive_example_nll_weight": 0.1,
     "grpo.max_rollout_turns": 2,
     "grpo.adv_estimator.name": "gdpo",
     "grpo.invalid_tool_call_advantage": -1.0,
