@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nemo_thinkprune.cluster.find import find_nemo_rl, python_path
+from nemo_thinkprune.cluster.find import SUPPORTED, find_nemo_rl, python_path
 from nemo_thinkprune.recipe.check_files import check_files
 from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rounds.plan import Engine
 from nemo_thinkprune.training.console import run_with_progress
@@ -27,9 +28,16 @@ def nemo_rl_engine(*, root: Path | None, on_cpu: bool) -> Engine:
     chosen by its own validation, and a result is measured by `thinkprune eval`.
 
     Raises:
-        UserError: NeMo-RL is not there (see `cluster.find.find_nemo_rl`).
+        UserError: NeMo-RL is not there (see `cluster.find.find_nemo_rl`), or not the release that CPU workers serve.
     """
-    path = python_path(find_nemo_rl(root))
+    found = find_nemo_rl(root)
+    minor = SUPPORTED.removeprefix("v").rpartition(".")[0]
+    if on_cpu and not found.version.startswith(f"{minor}."):
+        raise UserError(
+            f"--on-cpu needs NeMo-RL {SUPPORTED}, and {found.root} is {found.version} or a snapshot between two "
+            f"releases: give --nemo-rl-root the checkout of {SUPPORTED}"
+        )
+    path = python_path(found)
     return Engine(
         run=partial(run_on_nemo_rl, path=path, on_cpu=on_cpu),
         evaluates=on_cpu,

@@ -25,6 +25,7 @@ def checkout(tmp_path):
     folder = tmp_path / "rl"
     (folder / "nemo_rl").mkdir(parents=True)
     (folder / "nemo_rl" / "__init__.py").touch()
+    (folder / "nemo_rl" / "package_info.py").write_text("MAJOR = 0\nMINOR = 7\nPATCH = 0\n")
     return folder
 
 
@@ -86,6 +87,13 @@ def test_what_the_engine_cannot_do_on_a_cluster(checkout):
     on_gpus, on_cpu = (nemo_rl.nemo_rl_engine(root=checkout, on_cpu=value) for value in (False, True))
     assert (on_gpus.evaluates, on_gpus.weights, on_gpus.beside) == (False, False, None)
     assert (on_cpu.evaluates, on_cpu.weights, on_cpu.beside) == (True, True, None)
+
+
+def test_cpu_workers_serve_one_release(checkout):
+    (checkout / "nemo_rl" / "package_info.py").write_text("MAJOR = 0\nMINOR = 6\nPATCH = 0\n")
+    with pytest.raises(UserError, match=r"--on-cpu needs NeMo-RL v0\.7\.0, and .*rl is 0\.6\.0"):
+        nemo_rl.nemo_rl_engine(root=checkout, on_cpu=True)
+    assert nemo_rl.nemo_rl_engine(root=checkout, on_cpu=False).weights is False
 
 
 def test_without_nemo_rl_there_is_no_engine(tmp_path):
