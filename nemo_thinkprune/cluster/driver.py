@@ -46,6 +46,8 @@ def run(job: Job, context: RankContext) -> None:
         plan = data_plan(job.recipe, tokenizer=job.model, limit=job.limit)
         config = MasterConfig(**master_config(job, plan, end_ids=end_ids))
         done = _resume_after(job, context, config, plan)
+        if done >= plan.steps:  # ended before: nothing to start Ray for
+            return context.beat("start", done, total=plan.steps)
         with ray_cluster(on_cpu=job.on_cpu, ranks=job.world_size):
             register()
             _train(job, context, config, plan, done, tokenizer, end_ids)

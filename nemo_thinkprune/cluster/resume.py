@@ -48,7 +48,7 @@ def prepare(
     remove_stale(checkpoints)
     step = 0
     for found in all_checkpoints(checkpoints):
-        _refuse_foreign(found.path)
+        _refuse_if_local(found.path)
         problems = _problems(found.path)
         if not problems:
             step = found.step
@@ -68,8 +68,17 @@ def _problems(path: Path) -> list[str]:
     return problems
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Refuse a checkpoint of the local engine."""
+def refuse_foreign(checkpoints: Path) -> None:
+    """Refuse a folder of checkpoints whose newest one the local engine wrote.
+
+    Raises:
+        UserError: saying how to go on.
+    """
+    for found in all_checkpoints(checkpoints)[:1]:
+        _refuse_if_local(found.path)
+
+
+def _refuse_if_local(path: Path) -> None:
     if (path / MANIFEST).exists() or (training_info(path) and not written_by_nemo_rl(path)):
         raise UserError(
             f"{path} was written by the local engine, and NeMo-RL cannot resume it: continue with --engine local, or "

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from nemo_thinkprune.cluster.find import SUPPORTED, find_nemo_rl, python_path
+from nemo_thinkprune.cluster.resume import refuse_foreign
 from nemo_thinkprune.recipe.check_files import check_files
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
@@ -61,6 +62,9 @@ def run_on_nemo_rl(job: Job, *, path: str, on_cpu: bool) -> None:
     if job.kind != "train":
         run_with_progress(job)
         return
+    refuse_foreign(
+        job.run_dir / job.recipe.checkpointing.checkpoint_dir
+    )  # before the folder is said to be ours
     environment = {"PYTHONPATH": path}
     if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
@@ -147,10 +147,12 @@ def run_with_progress(job: Job, *, run: Callable[..., None] = run_job) -> None:
 
     `run` is `supervisor.run_job`, perhaps with some of its arguments given (`functools.partial`).
     """
-    with (
-        display(job_title(job)) as shown,
-        tracked_events(job.recipe, job.run_dir, name=job.run_dir.name) as mirror,
-    ):
+    tracked = (
+        tracked_events(job.recipe, job.run_dir, name=job.run_dir.name)
+        if job.engine == "local"
+        else nullcontext(lambda event: None)  # NeMo-RL's logger has its own backends
+    )
+    with display(job_title(job)) as shown, tracked as mirror:
 
         def on_event(event: Event) -> None:
             shown.on_event(event)
