@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkpoints_tools
 import nemo_thinkprune
 from nemo_thinkprune.recipe.errors import UserError
 
@@ -24,10 +25,14 @@ SHIM = Path(__file__).parent / "python311"
 
 @dataclass(frozen=True, slots=True)
 class NemoRL:
-    """A NeMo-RL that can be used: the folder that holds the package `nemo_rl`, and its version."""
+    """A NeMo-RL that can be used: the folder that holds the package `nemo_rl`, and its version.
+
+    `importable`: this Python finds it without being told where.
+    """
 
     root: Path
     version: str
+    importable: bool = False
 
     @property
     def example_configs(self) -> Path:
@@ -41,7 +46,8 @@ def find_nemo_rl(root: Path | None = None) -> NemoRL:
     Raises:
         UserError: there is none; the message says how to get it.
     """
-    named = root or _importable() or _from_variable()
+    installed = None if root else _importable()
+    named = root or installed or _from_variable()
     if named is None:
         raise UserError(
             "NeMo-RL is not here: run inside its container, or clone it (git clone --recursive -b "
@@ -50,19 +56,31 @@ def find_nemo_rl(root: Path | None = None) -> NemoRL:
     folder = Path(os.path.realpath(os.path.expanduser(named)))
     if not (folder / "nemo_rl" / "__init__.py").is_file():
         raise UserError(f"{folder} is not a checkout of NeMo-RL: it has no nemo_rl/__init__.py")
-    return NemoRL(folder, _version(folder))
+    return NemoRL(folder, _version(folder), importable=installed is not None)
 
 
-def python_path(found: NemoRL) -> str:
-    """PYTHONPATH for every process of a run: this package, NeMo-RL, and on Python 3.11 what it lacks there.
+def python_path(found: NemoRL, packages: Path) -> str:
+    """PYTHONPATH for every process of a run: our packages, NeMo-RL, and on Python 3.11 what it lacks there.
 
     It is the one setting that reaches driver, environments and workers alike (NeMo-RL hands its own
-    environment on to all of them).
+    environment on to all of them).  `packages` is what `link_packages` made: the workers have Pythons of their
+    own, in which nothing else of this one must be found.
     """
     shim = [str(SHIM)] if sys.version_info < (3, 12) else []
-    own = str(Path(nemo_thinkprune.__file__).resolve().parent.parent)
+    checkout = [] if found.importable else [str(found.root)]
     given = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join([*shim, own, str(found.root), *filter(None, given.split(os.pathsep))])
+    return os.pathsep.join([*shim, str(packages), *checkout, *filter(None, given.split(os.pathsep))])
+
+
+def link_packages(folder: Path) -> Path:
+    """A folder that holds this program's two packages and nothing else, as links; the absolute path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in (nemo_thinkprune, checkpoints_tools):
+        link, target = folder / package.__name__, Path(package.__path__[0]).resolve()
+        if not link.exists() or link.resolve() != target:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+    return folder.resolve()
 
 
 def _importable() -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nemo_thinkprune.cluster.find import SUPPORTED, find_nemo_rl, python_path
+from nemo_thinkprune.cluster.find import SUPPORTED, NemoRL, find_nemo_rl, link_packages, python_path
 from nemo_thinkprune.cluster.resume import refuse_foreign
 from nemo_thinkprune.recipe.check_files import check_files
 from nemo_thinkprune.recipe.checks import check_recipe
@@ -20,6 +20,8 @@ from nemo_thinkprune.training.supervisor import run_job
 
 DRIVER = "nemo_thinkprune.cluster.driver:run"
 GPU_THREADS = "16"
+PACKAGES = "python"
+"""Folder of a run from which NeMo-RL's processes import this program."""
 
 
 def nemo_rl_engine(*, root: Path | None, on_cpu: bool) -> Engine:
@@ -38,9 +40,8 @@ def nemo_rl_engine(*, root: Path | None, on_cpu: bool) -> Engine:
             f"--on-cpu needs NeMo-RL {SUPPORTED}, and {found.root} is {found.version} or a snapshot between two "
             f"releases: give --nemo-rl-root the checkout of {SUPPORTED}"
         )
-    path = python_path(found)
     return Engine(
-        run=partial(run_on_nemo_rl, path=path, on_cpu=on_cpu),
+        run=partial(run_on_nemo_rl, found=found, on_cpu=on_cpu),
         evaluates=on_cpu,
         weights=on_cpu,
         check=partial(check_for_nemo_rl, on_cpu=on_cpu),
@@ -57,15 +58,14 @@ def check_for_nemo_rl(recipe: Recipe, *, on_cpu: bool) -> None:
     check_files(recipe, on_cpu=on_cpu)
 
 
-def run_on_nemo_rl(job: Job, *, path: str, on_cpu: bool) -> None:
-    """Run a job with progress: training by NeMo-RL's driver, with PYTHONPATH `path`; all else on this machine."""
+def run_on_nemo_rl(job: Job, *, found: NemoRL, on_cpu: bool) -> None:
+    """Run a job with progress: training by the driver of the NeMo-RL `found`; all else on this machine."""
     if job.kind != "train":
         run_with_progress(job)
         return
-    refuse_foreign(
-        job.run_dir / job.recipe.checkpointing.checkpoint_dir
-    )  # before the folder is said to be ours
-    environment = {"PYTHONPATH": path}
+    # before the folder is said to be NeMo-RL's
+    refuse_foreign(job.run_dir / job.recipe.checkpointing.checkpoint_dir)
+    environment = {"PYTHONPATH": python_path(found, link_packages(job.run_dir / PACKAGES))}
     if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)
     drive = partial(run_job, entry=DRIVER, processes=1, environment=environment)

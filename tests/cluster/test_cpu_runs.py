@@ -13,13 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+from support.nemo_rl import require_nemo_rl
+from support.tiny_runs import WEIGHTS, make_root, train_job
 
-from nemo_thinkprune.cluster.find import python_path
+from nemo_thinkprune.cluster.find import link_packages, python_path
 from nemo_thinkprune.rounds.nemo_rl import DRIVER
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.supervisor import Event, JobFailed, JobStopped, run_job
-from support.nemo_rl import require_nemo_rl
-from support.tiny_runs import WEIGHTS, make_root, train_job
 
 TP = "policy.megatron_cfg.tensor_model_parallel_size"
 PP = "policy.megatron_cfg.pipeline_model_parallel_size"
@@ -27,12 +27,12 @@ RAY = ("raylet", "gcs_server", "ray::")
 
 
 @pytest.fixture(scope="module")
-def nemo_rl() -> dict[str, str]:
+def nemo_rl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of NeMo-RL's processes."""
     found = require_nemo_rl()
     if not found.version.startswith("0.7"):
         pytest.skip(f"the CPU worker serves NeMo-RL 0.7, not {found.version}")
-    return {"PYTHONPATH": python_path(found)}
+    return {"PYTHONPATH": python_path(found, link_packages(tmp_path_factory.mktemp("python")))}
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from nemo_thinkprune.cluster.find import python_path
+from nemo_thinkprune.cluster.find import link_packages, python_path
 from support.nemo_rl import require_nemo_rl
 
 
@@ -17,8 +19,8 @@ def ray_here(*, gpus: int = 0) -> Iterator[None]:
     found = require_nemo_rl()
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", python_path(found))
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setenv("PYTHONPATH", python_path(found, link_packages(Path(folder))))
         ray.init(
             address="local",
             num_cpus=4,

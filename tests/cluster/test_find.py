@@ -1,0 +1,77 @@
+"""Where NeMo-RL is found, and what its processes import."""
+
+import subprocess
+import sys
+
+import pytest
+
+import nemo_thinkprune
+from nemo_thinkprune.cluster import find
+from nemo_thinkprune.cluster.find import NemoRL, find_nemo_rl, link_packages, python_path
+from nemo_thinkprune.recipe.errors import UserError
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    folder = tmp_path / "RL"
+    (folder / "nemo_rl").mkdir(parents=True)
+    (folder / "nemo_rl" / "__init__.py").touch()
+    (folder / "nemo_rl" / "package_info.py").write_text("MAJOR = 1\nMINOR = 2\nPATCH = 3\nPRE_RELEASE = ''\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch):
+    monkeypatch.setattr(find, "_importable", lambda: None)
+    monkeypatch.delenv("NEMO_RL_ROOT", raising=False)
+
+
+def test_a_folder_that_is_given_wins_over_the_variable(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEMO_RL_ROOT", str(tmp_path / "other"))
+    assert find_nemo_rl(checkout) == NemoRL(checkout.resolve(), "1.2.3")
+
+
+def test_the_variable_names_a_checkout(checkout, monkeypatch):
+    monkeypatch.setenv("NEMO_RL_ROOT", str(checkout))
+    assert find_nemo_rl().root == checkout.resolve()
+
+
+def test_an_importable_one_needs_no_place_on_the_path(checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(find, "_importable", lambda: checkout)
+    found = find_nemo_rl()
+    assert found.importable
+    assert str(checkout) not in python_path(found, tmp_path).split(":")
+
+
+def test_without_one_the_message_says_how_to_get_it():
+    with pytest.raises(UserError, match=r"git clone .* -b v0\.7\.0 .*--nemo-rl-root"):
+        find_nemo_rl()
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a checkout of NeMo-RL"):
+        find_nemo_rl(tmp_path)
+
+
+def test_processes_import_this_program_and_nothing_else_of_its_python(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/given")
+    packages = link_packages(tmp_path / "python")
+    assert sorted(item.name for item in packages.iterdir()) == ["checkpoints_tools", "nemo_thinkprune"]
+    path = python_path(find_nemo_rl(checkout), packages).split(":")
+    assert path[-3:] == [str(packages), str(checkout.resolve()), "/given"]
+    code = "import nemo_thinkprune, checkpoints_tools, sys; print(nemo_thinkprune.__file__)"
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(packages)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.strip() == str(packages / "nemo_thinkprune" / "__init__.py")
+
+
+def test_links_follow_a_program_that_moved(tmp_path):
+    packages = link_packages(tmp_path)
+    (packages / "nemo_thinkprune").unlink()
+    (packages / "nemo_thinkprune").symlink_to(tmp_path / "gone")
+    link_packages(tmp_path)
+    assert (packages / "nemo_thinkprune" / "__init__.py").samefile(nemo_thinkprune.__file__)
