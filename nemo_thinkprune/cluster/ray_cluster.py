@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.training.stopping import STOP_SIGNALS
 
 ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 OBJECT_STORE_BYTES = 512 << 20
@@ -22,6 +25,15 @@ def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
         UserError: a variable that NeMo-RL needs is not set.
     """
     _require_architectures(on_cpu=on_cpu)
+    with _own_signals():
+        _join(on_cpu=on_cpu, ranks=ranks)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(*, on_cpu: bool, ranks: int) -> None:
     if on_cpu:
         ray.init(
             address="local",
@@ -37,10 +49,21 @@ def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
         from nemo_rl.distributed.virtual_cluster import init_ray
 
         init_ray()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handlers over the block: Ray puts its own in place of SIGTERM's, and that one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only a main thread can set them
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        ray.shutdown()
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _require_architectures(*, on_cpu: bool) -> None:
