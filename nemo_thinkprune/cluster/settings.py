@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,17 @@ def _grpo(recipe: Recipe, plan: DataPlan) -> dict[str, Any]:
 
 
 def _policy(job: Job) -> dict[str, Any]:
-    policy = job.recipe.policy
+    model = _model(job)
     return {
-        "model_name": job.model if job.on_cpu else absolute(policy.model_name),
-        "tokenizer": policy.tokenizer.model_dump() | {"name": job.model},
+        "model_name": model,
+        "tokenizer": job.recipe.policy.tokenizer.model_dump() | {"name": model},
     }
+
+
+def _model(job: Job) -> str:
+    """What every node finds: a hub id as it is, as the head alone has the files of `job.model` then; else a folder."""
+    name = job.recipe.policy.model_name
+    return job.model if job.on_cpu or os.path.isdir(os.path.expanduser(name)) else name
 
 
 def _start(job: Job) -> dict[str, str] | None:
