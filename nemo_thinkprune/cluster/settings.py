@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_thinkprune.cluster.data_plan import DataPlan, absolute, training_entry, validation_entry
+from nemo_thinkprune.cluster.data_plan import DataPlan, training_entry, validation_entry
 from nemo_thinkprune.cluster.names import ENVIRONMENT, VALIDATION_ENVIRONMENT
 from nemo_thinkprune.recipe.load import to_dict
 from nemo_thinkprune.recipe.schema import Recipe
@@ -75,7 +75,9 @@ def _start(job: Job) -> dict[str, str] | None:
     if job.init_weights is not None:
         return {"path": str(job.init_weights), "format": "megatron_bridge"}
     given = job.recipe.policy.pretrained_checkpoint
-    return None if given is None else {"path": absolute(given.path), "format": given.format}
+    if given is None:
+        return None
+    return {"path": os.path.abspath(os.path.expanduser(given.path)), "format": given.format}
 
 
 def _generation(job: Job, end_ids: Sequence[int]) -> dict[str, Any]:
