@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 
 import pytest
 
@@ -14,7 +15,7 @@ from nemo_thinkprune.recipe.errors import UserError
 def require_nemo_rl() -> NemoRL:
     """Make `nemo_rl` importable in this process, or skip the test."""
     try:
-        found = find_nemo_rl()
+        found = _found()
     except UserError:
         pytest.skip("NeMo-RL is not importable and NEMO_RL_ROOT names no checkout")
     if sys.version_info < (3, 12) and str(SHIM) not in sys.path:
@@ -28,3 +29,9 @@ def require_nemo_rl() -> NemoRL:
     except ImportError as error:
         pytest.skip(f"NeMo-RL's dependencies are not installed: {error}")
     return found
+
+
+@cache
+def _found() -> NemoRL:
+    """As it is before this process is told where NeMo-RL is: its children are not told by that."""
+    return find_nemo_rl()
