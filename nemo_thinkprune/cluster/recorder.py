@@ -23,6 +23,7 @@ Drain = Callable[[], Sequence[Mapping[str, Any]]]
 class _Seen:
     """What is known of the present step."""
 
+    trained: Sequence[Sequence[str]] | None = None
     rows: list[dict[str, Any]] | None = None
     responses: dict[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
@@ -106,6 +107,8 @@ class Recorder:
             UserError: The disk is full.
             StopTraining: The run was asked to stop and is at a step to do so.
         """
+        if self._failure is not None:  # swallowed by the asynchronous trainer's first validation
+            raise self._failure
         try:
             logged = self._recorded(metrics, step, prefix)
             self._logger.log_metrics(logged, step, prefix, step_metric, step_finished)
@@ -117,6 +120,12 @@ class Recorder:
             raise
         if step_finished:
             self._stopping.after(step)
+
+    def log_batched_dict_as_jsonl(self, to_log: Mapping[str, Any], filename: str) -> None:
+        """Log to NeMo-RL's file, and note what the step trains, which the asynchronous trainer says here only."""
+        if self._asynchronous and filename.startswith("train_data_step"):
+            self._seen.trained = to_log.get("content")
+        self._logger.log_batched_dict_as_jsonl(to_log, filename)
 
     def finish(self) -> None:
         """To be called when the trainer has returned: make sure that it did all of its work.
@@ -145,7 +154,7 @@ class Recorder:
             if "loss" in metrics:
                 self._seen.told = metrics
                 return {**metrics, **tracked(self._seen.responses)}
-        elif prefix == "timing/validation":
+        elif prefix == "timing/validation" and step > 0:  # that before the first step is part of none
             self._seen.validate_s = metrics.get("total_validation_time")
         elif prefix == "validation" and metrics:
             self._validated(step)
@@ -157,7 +166,8 @@ class Recorder:
         if self._seen.rows is not None or (self._asynchronous and not final):
             return
         if self._asynchronous:
-            rows = self._groups.take()
+            contents = self._seen.trained
+            rows = self._groups.take() if contents is None else self._groups.take_trained(contents)
             epoch, problems = self._plan.ledger.epoch_of(step), problems_of(rows, self._group_size)
             planned = LedgerRow(step, epoch, tuple(problems))
         else:
@@ -165,7 +175,8 @@ class Recorder:
             rows = self._groups.take_step(planned)
         self._folder.write_responses(step, rollouts=rows, ledger_row=planned.to_json())
         self._seen.rows = rows
-        self._seen.responses = response_metrics(rows, group_size=self._group_size) if rows else {}
+        whole = len(rows) == len(self._seen.trained or rows)  # else NeMo-RL's own means say more
+        self._seen.responses = response_metrics(rows, group_size=self._group_size) if rows and whole else {}
 
     def _validated(self, step: int) -> None:
         limit = self._job.limit

@@ -39,6 +39,33 @@ class Groups:
                 del self._waiting[problem]
         return taken
 
+    def take_trained(self, contents: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """Rows of the groups that a step trained, in its order; what was scored for later steps waits on.
+
+        `contents` are the texts of the messages of each trained conversation: prompt, response, and what else. A
+        group whose responses were scored by an earlier attempt of the run has no rows.
+        """
+        taken: list[dict[str, Any]] = []
+        for start in range(0, len(contents), self._group_size):
+            group = contents[start : start + self._group_size]
+            texts = [messages[1] for messages in group]
+            problem = next((name for name in self._waiting if self._has(name, group[0][0], texts)), None)
+            if problem is None:
+                continue
+            for sample, text in enumerate(texts):
+                row = next(row for row in self._waiting[problem] if row["response"] == text)
+                self._waiting[problem].remove(row)
+                taken.append(_numbered(row, sample))
+            if not self._waiting[problem]:
+                del self._waiting[problem]
+        return taken
+
+    def _has(self, problem: str, prompt: str, texts: Sequence[str]) -> bool:
+        rows = self._waiting[problem]
+        return str(rows[0]["prompt"]) in prompt and not Counter(texts) - Counter(
+            row["response"] for row in rows
+        )
+
     def take_step(self, planned: LedgerRow) -> list[dict[str, Any]]:
         """Rows of a step, in the order of the ledger.
 

@@ -1,0 +1,284 @@
+"""NeMo-RL's real setup and trainers under our driver, with stand-ins for vLLM and the policy alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemo_thinkprune.recipe.load import load_recipe, recipes_folder
+from nemo_thinkprune.rounds.nemo_rl import check_for_nemo_rl
+from nemo_thinkprune.training.job import Job
+from nemo_thinkprune.training.worker import RankContext
+from support.nemo_rl import require_nemo_rl
+from support.ray_here import ray_here
+
+STEPS, PROMPTS, PROBLEMS, HELD_OUT = 3, 2, 6, 2
+MODES = {
+    "synchronous": ("r1-distill-qwen-1.5b-4k", ["cluster.gpus_per_node=1"]),
+    "synchronous on the asynchronous engine": (
+        "r1-distill-qwen-1.5b-4k",
+        ["cluster.gpus_per_node=1", "policy.generation.vllm_cfg.async_engine=true"],
+    ),
+    "asynchronous": (
+        "qwq-32b-4k-8n8g-async",
+        [
+            "cluster.num_nodes=1",
+            "cluster.gpus_per_node=2",
+            "policy.generation.colocated.resources={num_nodes: 1, gpus_per_node: 1}",
+            "policy.megatron_cfg.tensor_model_parallel_size=1",
+            "policy.megatron_cfg.pipeline_model_parallel_size=1",
+            "policy.megatron_cfg.sequence_parallel=false",
+            "policy.generation.vllm_cfg.tensor_parallel_size=1",
+        ],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def nemo_rl():
+    found = require_nemo_rl()
+    if not found.version.startswith("0.7"):
+        pytest.skip(f"the stand-ins have the methods that NeMo-RL 0.7 calls, not those of {found.version}")
+    tests = str(Path(__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", tests)  # the stand-ins reach the trainer's actors
+        patch.setenv("NEMO_RL_PY_EXECUTABLES_SYSTEM", "1")
+        with ray_here(gpus=2):
+            import ray
+
+            patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+            yield
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(nemo_rl, monkeypatch):
+    """vLLM and the policy, where `setup` looks for them; the cluster is the module's own."""
+    from contextlib import nullcontext
+
+    from nemo_rl.algorithms import grpo
+
+    from nemo_thinkprune.cluster import driver
+    from support.gpu_stand_ins import BigramPolicy, CannedVllm
+
+    monkeypatch.setattr(grpo, "VllmGeneration", CannedVllm)
+    monkeypatch.setattr(grpo, "Policy", BigramPolicy)
+    monkeypatch.setattr(driver, "ray_cluster", lambda **_: nullcontext())
+    yield
+    for one in (CannedVllm, BigramPolicy):
+        for part in one.made:
+            part.given["cluster"].shutdown()
+        one.made.clear()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from nemo_thinkprune.data.tiny_model import write_model_folder
+
+    return write_model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def make_job(model, folder, mode, *overrides):
+    """A shipped recipe for GPUs with everything but the path of its data made small."""
+    from support.gpu_stand_ins import KINDS, LIMIT
+
+    name, sizes = MODES[mode]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, first, count in (("train", 0, PROBLEMS), ("held_out", 8, HELD_OUT)):
+        lines = [
+            json.dumps(
+                {"id": f"{file}{n}", "question": f"start {n} ; a {7 - n:+d} ; result ?", "answer": "7"}
+            )
+            for n in range(first, first + count)
+        ]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = load_recipe(
+        recipes_folder() / f"{name}.yaml",
+        [
+            *sizes,
+            f"policy.model_name={model}",
+            f"data.train={{data_path: {folder / 'train.jsonl'}}}",
+            f"data.validation={{data_path: {folder / 'held_out.jsonl'}, sources: [held_out]}}",
+            "data.max_input_seq_length=128",
+            f"thinkprune.limits=[{LIMIT}]",
+            "thinkprune.report_data=null",
+            f"thinkprune.validation.samples={len(KINDS)}",
+            f"grpo.num_prompts_per_step={PROMPTS}",
+            f"grpo.num_generations_per_prompt={len(KINDS)}",
+            f"grpo.max_num_steps={STEPS}",
+            "grpo.val_period=2",
+            "checkpointing.save_period=1",
+            "thinkprune.scoring.workers=1",
+            "thinkprune.scoring.deadline_s=60",
+            *overrides,
+        ],
+    )
+    check_for_nemo_rl(recipe, on_cpu=False)
+    return Job(
+        kind="train",
+        run_dir=folder / "run",
+        recipe=recipe,
+        model=str(model),
+        limit=LIMIT,
+        engine="nemo-rl",
+    )
+
+
+class Listener:
+    """A rank's context, and what it told the supervisor."""
+
+    def __init__(self, file):
+        self._file = file
+        self.context = RankContext(
+            rank=0, world=1, rendezvous=file, pipe=os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+        )
+
+    @property
+    def beats(self):
+        return [row for row in map(json.loads, self._file.read_text().splitlines()) if row["kind"] == "beat"]
+
+
+def drive(job):
+    from nemo_thinkprune.cluster.driver import run
+
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    listener = Listener(job.run_dir / "told.jsonl")
+    run(job, listener.context)
+    return listener
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics(run):
+    """Rows of steps and of validations, by step."""
+    both = ({}, {})
+    for row in rows(run / "metrics.jsonl"):
+        both["validation" in row][row["step"]] = row
+    return both
+
+
+def check(model, job, *, first=1, last=STEPS, rule="zero"):
+    """The records of steps `first` to `last`: every group has every kind of response, each with its reward."""
+    from support.gpu_stand_ins import KINDS, RESPONSES, responses
+
+    earned = [response[2 if rule == "zero" else 3] for response in RESPONSES.values()]
+    lengths = [len(ids) for ids in responses(str(model))]
+    due = Counter(zip(lengths, earned, strict=True))
+    cut = sum(not ended for _, ended, *_ in RESPONSES.values()) / len(KINDS)
+    steps, validations = metrics(job.run_dir)
+    ledger = {row["step"]: row["problem_ids"] for row in rows(job.run_dir / "ledger.jsonl")}
+    assert sorted(steps) == sorted(ledger) == list(range(1, last + 1))
+    for number in range(first, last + 1):
+        row = steps[number]
+        assert row["reward_mean"] == pytest.approx(sum(earned) / len(KINDS))
+        assert row["response_tokens_mean"] == pytest.approx(sum(lengths) / len(KINDS))
+        assert row["truncated_share"] == pytest.approx(cut)
+        assert row["trained_tokens"] == PROMPTS * sum(lengths) and row["updates"] == 1
+        assert row["lr"] == 1e-6 and row["grad_norm"] > 0 and (row["kl"] > 0) == (number > 1)
+        assert row["timing"]["update_s"] > 0 and row["timing"]["step_s"] > 0
+        groups = defaultdict(list)
+        for response in rows(job.run_dir / "rollouts" / f"step_{number}.jsonl"):
+            groups[response["problem_id"]].append(response)
+        assert list(groups) == ledger[number] and len(groups) == PROMPTS
+        for members in groups.values():
+            assert Counter((one["response_tokens"], one["reward"]) for one in members) == due
+            assert [one["sample"] for one in members] == list(range(len(KINDS)))
+    for row in validations.values():
+        found = row["validation"]
+        assert found["problems"] == HELD_OUT and found["accuracy"] == pytest.approx(sum(earned) / len(KINDS))
+    return ledger, validations
+
+
+def test_a_synchronous_run(model, tmp_path):
+    from support.gpu_stand_ins import KINDS, BigramPolicy, CannedVllm
+
+    job = make_job(model, tmp_path, "synchronous")
+    assert drive(job).context.stopped_step is None
+    ledger, validations = check(model, job)
+    assert sorted(validations) == [0, 2, 3]
+    assert sorted(problem for step in ledger.values() for problem in step) == [
+        f"train{n}" for n in range(PROBLEMS)
+    ]
+    [policy], [vllm] = BigramPolicy.made, CannedVllm.made
+    batch = policy.given["batch"]
+    assert batch["advantages"].shape == batch["input_ids"].shape and len(batch["input_ids"]) == PROMPTS * len(
+        KINDS
+    )
+    assert batch["sample_mask"].tolist() == [1] * PROMPTS * len(KINDS)  # cut responses are trained too
+    assert vllm.calls.count("refit colocated") == STEPS + 1 and "shutdown" in policy.calls
+    saved = sorted(path.name for path in (job.run_dir / "checkpoints").iterdir())
+    assert saved == [f"step_{number}" for number in range(1, STEPS + 1)]
+
+
+def stop_after(job, step):
+    """Drive the job, asking it to stop as soon as it tells of `step`."""
+    from nemo_thinkprune.cluster.driver import run
+
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    context = Listener(job.run_dir / "told.jsonl").context
+    tell = context.beat
+
+    def beat(phase, number, **values):
+        tell(phase, number, **values)
+        if phase == "step" and number == step:
+            context.request_stop()
+
+    context.beat = beat
+    run(job, context)
+    return context.stopped_step
+
+
+def test_a_synchronous_run_on_the_asynchronous_engine_stops_as_asked_and_goes_on(model, tmp_path):
+    from support.gpu_stand_ins import BigramPolicy
+
+    rule = "score_cut_text"
+    job = make_job(model, tmp_path, "synchronous on the asynchronous engine", f"thinkprune.truncation={rule}")
+    assert stop_after(job, 1) == 1
+    check(model, job, last=1, rule=rule)
+    assert drive(job).context.stopped_step is None
+    _, resumed = BigramPolicy.made
+    assert resumed.given["weights_path"] == job.run_dir / "checkpoints" / "step_1" / "policy" / "weights"
+    check(model, job, rule=rule)
+
+
+def test_an_asynchronous_run_stops_as_asked_and_goes_on(model, tmp_path):
+    from support.gpu_stand_ins import BigramPolicy, CannedVllm
+
+    job = make_job(model, tmp_path, "asynchronous")
+    assert stop_after(job, 1) == 1
+    check(model, job, last=1)
+    [policy], [vllm] = BigramPolicy.made, CannedVllm.made
+    assert "shutdown" in policy.calls and "shutdown" in vllm.calls and vllm.calls.count("refit") == 2
+    assert vllm.given["collective"] == (2, 1)
+    assert drive(job).context.stopped_step is None
+    steps, validations = metrics(job.run_dir)
+    assert sorted(steps) == [1, 2, 3] and sorted(validations) == [0, 2, 3]
+    assert steps[2]["avg_trajectory_age"] == 1  # from the replay buffer of the checkpoint
+    check(model, job, first=3)
+
+
+def test_what_the_asynchronous_trainer_keeps_to_itself_ends_the_run(model, tmp_path, monkeypatch):
+    from nemo_thinkprune.training.run_folder import RunFolder
+
+    rule = "score_cut_text"
+    job = make_job(model, tmp_path, "asynchronous", f"thinkprune.truncation={rule}")
+    write = RunFolder.write_metrics
+
+    def full(folder, step, row):
+        if step == 2:
+            raise OSError("no space left")
+        write(folder, step, row)
+
+    monkeypatch.setattr(RunFolder, "write_metrics", full)
+    with pytest.raises(OSError, match="no space left"):
+        drive(job)
+    (job.run_dir / "ledger.jsonl").write_text(
+        (job.run_dir / "ledger.jsonl").read_text().splitlines()[0] + "\n"
+    )
+    check(model, job, last=1, rule=rule)
