@@ -116,14 +116,16 @@ def test_the_local_engine_continues_the_run(recipe: Any, nemo_tp2: Path, local: 
     assert [row["step"] for row in rows(nemo_tp2 / "ledger.jsonl")] == [1, 2, 3, 4, 5]
 
 
-def test_a_step_exports_and_verifies(nemo_tp2: Path, tmp_path: Path) -> None:
+def test_a_step_exports_to_what_torch_reads(nemo_tp2: Path, tmp_path: Path) -> None:
+    from support.checkpoints import assert_same, dcp_tensors, hf_tensors, reference_hf
+
     from checkpoints_tools.convert import export_model
-    from checkpoints_tools.models import open_model
+    from checkpoints_tools.hf_config import read_hf_config
 
     step = nemo_tp2 / "checkpoints" / "step_3"
     export_model(step, tmp_path / "hf")
-    exported = open_model(tmp_path / "hf")
-    assert "model.embed_tokens.weight" in exported.layouts
+    assert_same(hf_tensors(tmp_path / "hf"), reference_hf(step / WEIGHTS, read_hf_config(tmp_path / "hf")))
+    assert any(key.startswith("optimizer.") for key in dcp_tensors(step / WEIGHTS))
     assert (tmp_path / "hf" / "tokenizer.json").is_file()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.nemo_rl import require_nemo_rl
 
 from nemo_thinkprune.cluster.data_plan import DataPlan
 from nemo_thinkprune.cluster.find import SUPPORTED
@@ -16,7 +17,6 @@ from nemo_thinkprune.data.ledger import Ledger
 from nemo_thinkprune.recipe.load import load_recipe, recipes_folder, to_dict
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.training.job import Job
-from tests.support.nemo_rl import require_nemo_rl
 
 SHIPPED = sorted(recipes_folder().glob("*.yaml"))
 EXAMPLES = ("grpo_math_1B.yaml", "grpo_math_1B_megatron.yaml")

@@ -1,12 +1,12 @@
 """Files that a recipe names, asked for where a run starts and not when a recipe is checked."""
 
 import pytest
+from support.nemo_rl_recipes import recipe
 
 from nemo_thinkprune.recipe.check_files import check_files
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
-from tests.support.nemo_rl_recipes import recipe
 
 
 def missing(*overrides, on_cpu=False):

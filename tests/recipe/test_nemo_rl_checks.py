@@ -3,15 +3,7 @@
 import json
 
 import pytest
-
-from nemo_thinkprune.recipe.checks import check_recipe
-from nemo_thinkprune.recipe.describe import describe_check
-from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.keys import default_value
-from nemo_thinkprune.recipe.nemo_rl_support import CPU_RESTRICTIONS, RESTRICTIONS
-from nemo_thinkprune.recipe.resources import rollout_gpus, training_gpus
-from nemo_thinkprune.recipe.schema import Recipe
-from tests.support.nemo_rl_recipes import (
+from support.nemo_rl_recipes import (
     ASIDE,
     ASYNC,
     COLOCATED,
@@ -24,6 +16,14 @@ from tests.support.nemo_rl_recipes import (
     problems,
     recipe,
 )
+
+from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.describe import describe_check
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.keys import default_value
+from nemo_thinkprune.recipe.nemo_rl_support import CPU_RESTRICTIONS, RESTRICTIONS
+from nemo_thinkprune.recipe.resources import rollout_gpus, training_gpus
+from nemo_thinkprune.recipe.schema import Recipe
 
 # lengths and batches
 

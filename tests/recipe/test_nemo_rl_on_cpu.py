@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from support.nemo_rl_recipes import ASYNC, MEGATRON, NODE, VLLM, notes, only, problems, recipe
 
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.describe import describe_check
@@ -10,7 +11,6 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.recipe.local_support import POLICY_RESTRICTIONS
 from nemo_thinkprune.recipe.nemo_rl_support import CPU_TUNING
-from tests.support.nemo_rl_recipes import ASYNC, MEGATRON, NODE, VLLM, notes, only, problems, recipe
 
 # --on-cpu
 
