@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from nemo_rl.models.generation import configure_generation_config
 
 from nemo_thinkprune.cluster.checkpoints import RunCheckpoints
 from nemo_thinkprune.cluster.data_plan import DataPlan, data_plan
+from nemo_thinkprune.cluster.liveness import Liveness
 from nemo_thinkprune.cluster.ray_cluster import ray_cluster
 from nemo_thinkprune.cluster.recorder import Recorder
 from nemo_thinkprune.cluster.register import register
@@ -29,7 +29,19 @@ from nemo_thinkprune.data.tokenizer import end_tokens, load_tokenizer
 from nemo_thinkprune.training.job import JOB_FILE, Job
 from nemo_thinkprune.training.worker import RankContext
 
-PULSE_S = 1.0
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """All that is known before Ray starts: `config` is NeMo-RL's MasterConfig, `done` the step to go on after."""
+
+    job: Job
+    context: RankContext
+    liveness: Liveness
+    config: Any
+    plan: DataPlan
+    done: int
+    tokenizer: Any
+    end_ids: tuple[int, ...]
 
 
 def run(job: Job, context: RankContext) -> None:
@@ -38,7 +50,8 @@ def run(job: Job, context: RankContext) -> None:
     Raises:
         UserError: Something that the user can mend; the supervisor passes it on.
     """
-    with _pulsing(context), context.reporting():
+    liveness = Liveness(context)
+    with liveness.beating(), context.reporting():
         tokenizer = load_tokenizer(job.model)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -48,9 +61,10 @@ def run(job: Job, context: RankContext) -> None:
         done = _resume_after(job, context, config, plan)
         if done >= plan.steps:  # ended before: nothing to start Ray for
             return context.beat("start", done, total=plan.steps)
+        start = Start(job, context, liveness, config, plan, done, tokenizer, end_ids)
         with ray_cluster(on_cpu=job.on_cpu, ranks=job.world_size):
             register()
-            _train(job, context, config, plan, done, tokenizer, end_ids)
+            _train(start)
 
 
 def _resume_after(job: Job, context: RankContext, config: Any, plan: DataPlan) -> int:
@@ -70,16 +84,15 @@ def _resume_after(job: Job, context: RankContext, config: Any, plan: DataPlan) -
     )
 
 
-def _train(
-    job: Job,
-    context: RankContext,
-    config: Any,
-    plan: DataPlan,
-    done: int,
-    tokenizer: Any,
-    end_ids: tuple[int, ...],
-) -> None:
+def _train(start: Start) -> None:
     """NeMo-RL's own order: generation settings, data and environments, setup, trainer."""
+    job, context, config, plan, tokenizer = (
+        start.job,
+        start.context,
+        start.config,
+        start.plan,
+        start.tokenizer,
+    )
     context.beat("setup", 0, total=plan.steps)
     config.policy["generation"] = configure_generation_config(config.policy["generation"], tokenizer)
     dataset, val_dataset, train_env, validation_env = setup_response_data(tokenizer, config.data, config.env)
@@ -97,13 +110,14 @@ def _train(
         config=parts.master_config,
         drain_train=partial(_drain, train_env),
         drain_validation=partial(_drain, validation_env),
-        settle=getattr(
-            parts.checkpointer, "finalize_pending", None
-        ),  # saving in the background, after v0.7.0
+        on_sign=start.liveness.sign,
+        settle=getattr(parts.checkpointer, "finalize_pending", None),  # of saving in the background
     )
-    recorder.start(done)
+    recorder.start(start.done)
     try:
-        run_trainer(parts, ResponseTokenizer(tokenizer, end_ids), Environments(train_env, validation_env))
+        run_trainer(
+            parts, ResponseTokenizer(tokenizer, start.end_ids), Environments(train_env, validation_env)
+        )
         recorder.finish()
     except StopTraining as stop:
         context.stopped(stop.step)
@@ -143,21 +157,3 @@ def _signed_loss(job: Job, loss_fn: Any, config: Any) -> Any:
 def _drain(environments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the environments have scored since the last call."""
     return [row for actor in set(environments.values()) for row in ray.get(actor.drain.remote())]
-
-
-@contextmanager
-def _pulsing(context: RankContext) -> Iterator[None]:
-    """Show the supervisor that the process lives: NeMo-RL's phases are long, and have deadlines of their own."""
-    ended = threading.Event()
-
-    def pulse() -> None:
-        while not ended.wait(PULSE_S):
-            context.pulse()
-
-    thread = threading.Thread(target=pulse, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -17,6 +17,8 @@ from nemo_thinkprune.training.run_folder import LEDGER, RunFolder
 from nemo_thinkprune.training.worker import RankContext
 
 Drain = Callable[[], Sequence[Mapping[str, Any]]]
+PER_TOKEN = ("token_ids", "token_loss_mask", "advantages", "generation_logprobs", "prev_logprobs")
+"""Columns of NeMo-RL's train_data_stepN.jsonl that hold a number for each token."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Recorder:
         config: NeMo-RL's live MasterConfig.
         drain_train: rows scored in training since the last call, as `samples.Sample.to_row` without `sample`.
         drain_validation: the same of validation.
+        on_sign: called whenever NeMo-RL tells something.
         settle: see `Stopping`.
     """
 
@@ -60,9 +63,10 @@ class Recorder:
         config: Any,
         drain_train: Drain,
         drain_validation: Drain,
+        on_sign: Callable[[], None] = lambda: None,
         settle: Callable[[], None] | None = None,
     ) -> None:
-        self._logger = logger
+        self._logger, self._on_sign = logger, on_sign
         self._job = job
         self._context = context
         self._plan = plan
@@ -107,6 +111,7 @@ class Recorder:
             UserError: The disk is full.
             StopTraining: The run was asked to stop and is at a step to do so.
         """
+        self._on_sign()
         if self._failure is not None:  # swallowed by the asynchronous trainer's first validation
             raise self._failure
         try:
@@ -122,10 +127,15 @@ class Recorder:
             self._stopping.after(step)
 
     def log_batched_dict_as_jsonl(self, to_log: Mapping[str, Any], filename: str) -> None:
-        """Log to NeMo-RL's file, and note what the step trains, which the asynchronous trainer says here only."""
+        """Log to NeMo-RL's file what there is one of for each response.
+
+        Numbers for each token are left out: 2,048 responses of 4,000 tokens make 0.7 GB of text a step.  The
+        asynchronous trainer says here only which responses a step trains.
+        """
         if self._asynchronous and filename.startswith("train_data_step"):
             self._seen.trained = to_log.get("content")
-        self._logger.log_batched_dict_as_jsonl(to_log, filename)
+        kept = {name: values for name, values in to_log.items() if name not in PER_TOKEN}
+        self._logger.log_batched_dict_as_jsonl(kept, filename)
 
     def finish(self) -> None:
         """To be called when the trainer has returned: make sure that it did all of its work.
