@@ -86,13 +86,8 @@ def _resume_after(job: Job, context: RankContext, config: Any, plan: DataPlan) -
 
 def _train(start: Start) -> None:
     """NeMo-RL's own order: generation settings, data and environments, setup, trainer."""
-    job, context, config, plan, tokenizer = (
-        start.job,
-        start.context,
-        start.config,
-        start.plan,
-        start.tokenizer,
-    )
+    job, context, plan = start.job, start.context, start.plan
+    config, tokenizer = start.config, start.tokenizer
     context.beat("setup", 0, total=plan.steps)
     config.policy["generation"] = configure_generation_config(config.policy["generation"], tokenizer)
     dataset, val_dataset, train_env, validation_env = setup_response_data(tokenizer, config.data, config.env)
