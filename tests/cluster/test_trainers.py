@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.nemo_rl import require_nemo_rl
+from support.ray_here import ray_here
 
+from nemo_thinkprune.cluster.names import ENVIRONMENT, VALIDATION_ENVIRONMENT
+from nemo_thinkprune.cluster.responses import ResponseTokenizer
 from nemo_thinkprune.recipe.load import load_recipe, recipes_folder
 from nemo_thinkprune.rounds.nemo_rl import check_for_nemo_rl
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.worker import RankContext
-from support.nemo_rl import require_nemo_rl
-from support.ray_here import ray_here
 
 STEPS, PROMPTS, PROBLEMS, HELD_OUT = 3, 2, 6, 2
 MODES = {
@@ -61,17 +62,14 @@ def stand_ins(nemo_rl, monkeypatch):
     from contextlib import nullcontext
 
     from nemo_rl.algorithms import grpo
+    from support.gpu_stand_ins import BigramPolicy, CannedVllm
 
     from nemo_thinkprune.cluster import driver
-    from support.gpu_stand_ins import BigramPolicy, CannedVllm
 
     monkeypatch.setattr(grpo, "VllmGeneration", CannedVllm)
     monkeypatch.setattr(grpo, "Policy", BigramPolicy)
     monkeypatch.setattr(driver, "ray_cluster", lambda **_: nullcontext())
-    yield
     for one in (CannedVllm, BigramPolicy):
-        for part in one.made:
-            part.given["cluster"].shutdown()
         one.made.clear()
 
 
@@ -87,6 +85,25 @@ def make_job(model, folder, mode, *overrides):
     from support.gpu_stand_ins import KINDS, LIMIT
 
     name, sizes = MODES[mode]
+    small = [
+        *sizes,
+        "data.max_input_seq_length=128",
+        f"thinkprune.limits=[{LIMIT}]",
+        f"thinkprune.validation.samples={len(KINDS)}",
+        f"grpo.num_generations_per_prompt={len(KINDS)}",
+        f"grpo.max_num_steps={STEPS}",
+        "grpo.val_period=2",
+        "checkpointing.save_period=1",
+        "thinkprune.scoring.workers=1",
+        "thinkprune.scoring.deadline_s=60",
+    ]
+    job = shipped_job(model, folder, name, *small, *overrides, limit=LIMIT)
+    check_for_nemo_rl(job.recipe, on_cpu=False)
+    return job
+
+
+def shipped_job(model, folder, name, *overrides, **values):
+    """A shipped recipe with a small model, and few problems whose answer is 7."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, first, count in (("train", 0, PROBLEMS), ("held_out", 8, HELD_OUT)):
         lines = [
@@ -99,56 +116,42 @@ def make_job(model, folder, mode, *overrides):
     recipe = load_recipe(
         recipes_folder() / f"{name}.yaml",
         [
-            *sizes,
             f"policy.model_name={model}",
             f"data.train={{data_path: {folder / 'train.jsonl'}}}",
             f"data.validation={{data_path: {folder / 'held_out.jsonl'}, sources: [held_out]}}",
-            "data.max_input_seq_length=128",
-            f"thinkprune.limits=[{LIMIT}]",
             "thinkprune.report_data=null",
-            f"thinkprune.validation.samples={len(KINDS)}",
             f"grpo.num_prompts_per_step={PROMPTS}",
-            f"grpo.num_generations_per_prompt={len(KINDS)}",
-            f"grpo.max_num_steps={STEPS}",
-            "grpo.val_period=2",
-            "checkpointing.save_period=1",
-            "thinkprune.scoring.workers=1",
-            "thinkprune.scoring.deadline_s=60",
             *overrides,
         ],
     )
-    check_for_nemo_rl(recipe, on_cpu=False)
-    return Job(
-        kind="train",
-        run_dir=folder / "run",
-        recipe=recipe,
-        model=str(model),
-        limit=LIMIT,
-        engine="nemo-rl",
-    )
+    folder = folder / "run"
+    return Job(kind="train", run_dir=folder, recipe=recipe, model=str(model), engine="nemo-rl", **values)
 
 
-class Listener:
-    """A rank's context, and what it told the supervisor."""
+def drive(job, *, stop_after=None):
+    """Run the job to its end, or ask it to stop as soon as it tells of step `stop_after`; where it stopped."""
+    from support.gpu_stand_ins import BigramPolicy, CannedVllm
 
-    def __init__(self, file):
-        self._file = file
-        self.context = RankContext(
-            rank=0, world=1, rendezvous=file, pipe=os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-        )
-
-    @property
-    def beats(self):
-        return [row for row in map(json.loads, self._file.read_text().splitlines()) if row["kind"] == "beat"]
-
-
-def drive(job):
     from nemo_thinkprune.cluster.driver import run
 
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    listener = Listener(job.run_dir / "told.jsonl")
-    run(job, listener.context)
-    return listener
+    context = RankContext(
+        rank=0, world=1, rendezvous=job.run_dir, pipe=os.open(job.run_dir / "told", os.O_WRONLY | os.O_CREAT)
+    )
+    tell = context.beat
+
+    def beat(phase, step, **values):
+        tell(phase, step, **values)
+        if phase == "step" and step == stop_after:
+            context.request_stop()
+
+    context.beat = beat
+    try:
+        run(job, context)
+    finally:  # a driver's Ray ends with it; this one's goes on
+        for part in (*CannedVllm.made, *BigramPolicy.made):
+            part.given["cluster"].shutdown()
+    return context.stopped_step
 
 
 def rows(path):
@@ -199,7 +202,7 @@ def test_a_synchronous_run(model, tmp_path):
     from support.gpu_stand_ins import KINDS, BigramPolicy, CannedVllm
 
     job = make_job(model, tmp_path, "synchronous")
-    assert drive(job).context.stopped_step is None
+    assert drive(job) is None
     ledger, validations = check(model, job)
     assert sorted(validations) == [0, 2, 3]
     assert sorted(problem for step in ledger.values() for problem in step) == [
@@ -216,32 +219,14 @@ def test_a_synchronous_run(model, tmp_path):
     assert saved == [f"step_{number}" for number in range(1, STEPS + 1)]
 
 
-def stop_after(job, step):
-    """Drive the job, asking it to stop as soon as it tells of `step`."""
-    from nemo_thinkprune.cluster.driver import run
-
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    context = Listener(job.run_dir / "told.jsonl").context
-    tell = context.beat
-
-    def beat(phase, number, **values):
-        tell(phase, number, **values)
-        if phase == "step" and number == step:
-            context.request_stop()
-
-    context.beat = beat
-    run(job, context)
-    return context.stopped_step
-
-
 def test_a_synchronous_run_on_the_asynchronous_engine_stops_as_asked_and_goes_on(model, tmp_path):
     from support.gpu_stand_ins import BigramPolicy
 
     rule = "score_cut_text"
     job = make_job(model, tmp_path, "synchronous on the asynchronous engine", f"thinkprune.truncation={rule}")
-    assert stop_after(job, 1) == 1
+    assert drive(job, stop_after=1) == 1
     check(model, job, last=1, rule=rule)
-    assert drive(job).context.stopped_step is None
+    assert drive(job) is None
     _, resumed = BigramPolicy.made
     assert resumed.given["weights_path"] == job.run_dir / "checkpoints" / "step_1" / "policy" / "weights"
     check(model, job, rule=rule)
@@ -251,12 +236,12 @@ def test_an_asynchronous_run_stops_as_asked_and_goes_on(model, tmp_path):
     from support.gpu_stand_ins import BigramPolicy, CannedVllm
 
     job = make_job(model, tmp_path, "asynchronous")
-    assert stop_after(job, 1) == 1
+    assert drive(job, stop_after=1) == 1
     check(model, job, last=1)
     [policy], [vllm] = BigramPolicy.made, CannedVllm.made
     assert "shutdown" in policy.calls and "shutdown" in vllm.calls and vllm.calls.count("refit") == 2
     assert vllm.given["collective"] == (2, 1)
-    assert drive(job).context.stopped_step is None
+    assert drive(job) is None
     steps, validations = metrics(job.run_dir)
     assert sorted(steps) == [1, 2, 3] and sorted(validations) == [0, 2, 3]
     assert steps[2]["avg_trajectory_age"] == 1  # from the replay buffer of the checkpoint
@@ -282,3 +267,74 @@ def test_what_the_asynchronous_trainer_keeps_to_itself_ends_the_run(model, tmp_p
         (job.run_dir / "ledger.jsonl").read_text().splitlines()[0] + "\n"
     )
     check(model, job, last=1, rule=rule)
+
+
+SETUPS = {  # recipe: GPUs of each training node, GPUs that generate
+    "r1-distill-qwen-1.5b-4k": ([8], [8]),
+    "thinkprune-as-released": ([8], [8]),
+    "qwq-32b-4k-4n8g": ([8] * 4, [8] * 4),
+    "qwq-32b-4k-8n8g-async": ([8] * 4, [8] * 4),
+}
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_what_setup_hands_to_vllm_and_to_the_policy(model, tmp_path, monkeypatch, name):
+    """Shipped recipes at their own sizes, but for the model and the data; up to where workers would start."""
+    from nemo_rl.distributed.virtual_cluster import RayVirtualCluster
+    from support.gpu_stand_ins import BigramPolicy, CannedVllm
+
+    from nemo_thinkprune.cluster import driver
+    from nemo_thinkprune.cluster.stopping import StopTraining
+
+    given = []
+
+    def run_trainer(*parts):
+        given.append(parts)
+        raise StopTraining(0)
+
+    monkeypatch.setattr(driver, "run_trainer", run_trainer)
+    monkeypatch.setattr("nemo_rl.data.utils.create_env", lambda env_name, env_config: (env_name, env_config))
+    monkeypatch.setattr(
+        RayVirtualCluster,
+        "get_master_address_and_port",
+        lambda _: ("here", 1),  # it would place 64 GPUs
+    )
+    start = tmp_path / "iter_0000000"
+    job = shipped_job(model, tmp_path, name, limit=4000, init_weights=start)
+    assert drive(job) == 0
+    [vllm], [policy] = CannedVllm.made, BigramPolicy.made
+    [(parts, tokenizer, environments)] = given
+    recipe, config = job.recipe, policy.given["config"]
+    assert (
+        policy.given["cluster"]._bundle_ct_per_node_list,
+        vllm.given["cluster"]._bundle_ct_per_node_list,
+    ) == SETUPS[name]
+    asynchronous = recipe.grpo.async_grpo.enabled
+    assert (vllm.given["cluster"] is policy.given["cluster"]) != asynchronous
+    assert vllm.given.get("collective") == ((64, 32) if asynchronous else None)
+
+    assert vllm.cfg["max_new_tokens"] == 4000 and vllm.cfg["stop_token_ids"] == [tokenizer.eos_token_id]
+    assert vllm.cfg["model_name"] == config["model_name"] == str(model)
+    assert vllm.cfg["vllm_cfg"]["max_model_len"] >= recipe.data.max_input_seq_length + 4000
+    assert (
+        vllm.cfg["vllm_cfg"]["tensor_parallel_size"] == recipe.policy.generation.vllm_cfg.tensor_parallel_size
+    )
+    assert (vllm.cfg["temperature"], vllm.cfg["top_p"], vllm.cfg["top_k"]) == (1.0, 1.0, None)
+    assert vllm.cfg["_pad_token_id"] == tokenizer.pad_token_id
+
+    megatron = config["megatron_cfg"]
+    assert megatron["train_iters"] == parts.master_config.grpo["max_num_steps"] > 0
+    assert megatron["pipeline_model_parallel_size"] == recipe.policy.megatron_cfg.pipeline_model_parallel_size
+    assert config["pretrained_checkpoint"] == {"path": str(start), "format": "megatron_bridge"}
+    assert policy.given["weights_path"] is None and policy.given["init_reference_model"]
+    assert not parts.master_config.grpo.get("skip_reference_policy_logprobs_calculation")
+    weight = recipe.loss_fn.reference_policy_kl_penalty
+    assert parts.loss_fn.reference_policy_kl_penalty == weight and (weight < 0) == (
+        name == "thinkprune-as-released"
+    )
+    assert isinstance(tokenizer, ResponseTokenizer) and not isinstance(
+        policy.given["tokenizer"], ResponseTokenizer
+    )
+    [(env, settings)], [(other, _)] = environments.train.values(), environments.validation.values()
+    assert (env, other) == (ENVIRONMENT, VALIDATION_ENVIRONMENT)
+    assert settings["truncation"] == recipe.thinkprune.truncation

@@ -41,7 +41,7 @@ class Recorded:
 
 
 class CannedVllm(Recorded):
-    """Answers the n-th sample of a prompt with the n-th response of `RESPONSES`, again from the first after the last."""
+    """Answers the n-th sample of a prompt with the n-th response of `RESPONSES`, over and over."""
 
     made: list[Any] = []  # noqa: RUF012
 
@@ -118,10 +118,10 @@ class BigramPolicy(Recorded):
     def __init__(self, *, cluster: Any, config: dict[str, Any], weights_path: Any, **given: Any) -> None:
         super().__init__(cluster=cluster, config=config, weights_path=weights_path, **given)
         self._table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        self._reference = torch.zeros(VOCABULARY, VOCABULARY) if given["init_reference_model"] else None
         if weights_path is not None:
             file = Path(weights_path) / "iter_0000000" / "table.pt"
             self._table = torch.load(file, weights_only=True).requires_grad_()
-        self._reference = self._table.detach().clone() if given["init_reference_model"] else None
         self._optimizer = torch.optim.SGD([self._table], lr=1.0)
 
     def get_logprobs(self, data: Any, timer: Any = None) -> Any:
