@@ -140,6 +140,21 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
     )
 
 
+def model_options(recipe: Recipe) -> ModelOptions:
+    """How the recipe wants the network built."""
+    megatron = recipe.policy.megatron_cfg
+    return ModelOptions(
+        dtype=DTYPES[recipe.policy.precision],
+        sequence_parallel=megatron.sequence_parallel,
+        activation_checkpointing=megatron.activation_checkpointing,
+        recompute_granularity=megatron.recompute_granularity,
+        recompute_modules=tuple(megatron.recompute_modules or ("core_attn",)),
+        layers_in_first_stage=megatron.num_layers_in_first_pipeline_stage,
+        layers_in_last_stage=megatron.num_layers_in_last_pipeline_stage,
+        grad_reduce_in_fp32=megatron.distributed_data_parallel_config.grad_reduce_in_fp32,
+    )
+
+
 def build_policy(
     job: Job,
     layout: Layout,
@@ -149,23 +164,14 @@ def build_policy(
     pulse: Callable[[], None] = lambda: None,
 ) -> Policy:
     """The policy of a job on this rank, its weights loaded; trainable when there is an optimizer."""
-    recipe, megatron = job.recipe, job.recipe.policy.megatron_cfg
+    recipe = job.recipe
     model = read_hf_config(Path(job.model))
     packing = recipe.policy.sequence_packing
     policy = Policy(
         model,
         layout=layout,
         device=device,
-        options=ModelOptions(
-            dtype=DTYPES[recipe.policy.precision],
-            sequence_parallel=megatron.sequence_parallel,
-            activation_checkpointing=megatron.activation_checkpointing,
-            recompute_granularity=megatron.recompute_granularity,
-            recompute_modules=tuple(megatron.recompute_modules or ("core_attn",)),
-            layers_in_first_stage=megatron.num_layers_in_first_pipeline_stage,
-            layers_in_last_stage=megatron.num_layers_in_last_pipeline_stage,
-            grad_reduce_in_fp32=megatron.distributed_data_parallel_config.grad_reduce_in_fp32,
-        ),
+        options=model_options(recipe),
         batch=BatchOptions(
             max_tokens=packing.train_mb_tokens if packing.enabled else None,
             max_sequences=None if packing.enabled else recipe.policy.train_micro_batch_size,

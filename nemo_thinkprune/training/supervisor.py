@@ -115,12 +115,16 @@ def run_job(
             crew = Crew(world, start, attempt, lock)
             verdict = _run_attempt(job, crew, stop, on_event or (lambda event: None))
     if isinstance(verdict, Failure):
-        if verdict.kind is FailureKind.USER_ERROR:
-            raise UserError(verdict.reason)
-        log = attempt / f"rank_{verdict.rank}.log"
-        raise JobFailed(verdict, log=log, report=attempt / "failure.txt")
+        raise _failed(verdict, attempt)
     if isinstance(verdict, Stopped) or stop.is_set():
         raise _stopped(job, verdict)
+
+
+def _failed(failure: Failure, attempt: Path) -> UserError | JobFailed:
+    if failure.kind is FailureKind.USER_ERROR:
+        return UserError(failure.reason)
+    log = attempt / f"rank_{failure.rank}.log"
+    return JobFailed(failure, log=log, report=attempt / "failure.txt")
 
 
 def _stopped(job: Job, verdict: Verdict) -> JobStopped:
