@@ -38,8 +38,9 @@ class Recorder:
 
     What NeMo-RL tells of a step comes in this order: the rollouts (prefix "train", without a loss), a validation
     ("timing/validation", "validation"), [the checkpoint], "train" with the loss, "performance", and "timing/train"
-    with `step_finished`.  The asynchronous trainer leaves out the first.  Responses and validations are written
-    down at once, before the checkpoint, so that a checkpoint never stands without them.
+    with `step_finished`.  The asynchronous trainer leaves out the first.  The validation before the first step,
+    numbered 0, is told the other way round: "validation", "timing/validation".  Responses and validations are
+    written down at once, before the checkpoint, so that a checkpoint never stands without them.
 
     Args:
         logger: what `setup` made; it gets every call, with our numbers of the step added to prefix "train".
@@ -77,6 +78,7 @@ class Recorder:
         self._group_size = job.recipe.grpo.num_generations_per_prompt
         self._groups = Groups(self._group_size)
         self._asynchronous = job.recipe.grpo.async_grpo.enabled
+        self._oldest = job.recipe.grpo.async_grpo.max_trajectory_age_steps + 1  # one more, as slack
         self._done = 0
         self._failure: Exception | None = None
         self._seen = _Seen()
@@ -172,12 +174,14 @@ class Recorder:
 
     def _collect(self, step: int, *, final: bool) -> None:
         """Take the step's responses from the environments and write them down, once."""
-        self._groups.add(self._drain_train())
+        self._groups.add(self._drain_train(), step=step)
         if self._seen.rows is not None or (self._asynchronous and not final):
             return
         if self._asynchronous:
             contents = self._seen.trained
             rows = self._groups.take() if contents is None else self._groups.take_trained(contents)
+            # Scored up to step n, by weights no newer than n, a row is trained in step n + age + 1 at the latest.
+            self._groups.forget(before=step - self._oldest)
             epoch, problems = self._plan.ledger.epoch_of(step), problems_of(rows, self._group_size)
             planned = LedgerRow(step, epoch, tuple(problems))
         else:

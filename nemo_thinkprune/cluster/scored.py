@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nemo_thinkprune.data.ledger import LedgerRow
 from nemo_thinkprune.recipe.errors import UserError
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A row, and the step in which it came in."""
+
+    step: int
+    row: Row
 
 
 class LedgerBroken(UserError):
@@ -21,22 +30,25 @@ class Groups:
 
     def __init__(self, group_size: int) -> None:
         self._group_size = group_size
-        self._waiting: dict[str, list[Row]] = {}
+        self._waiting: dict[str, list[_Scored]] = {}
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Take in rows in the order in which they were scored."""
+    def add(self, rows: Iterable[Row], *, step: int) -> None:
+        """Take in rows in the order in which they were scored; `step` is the present one."""
         for row in rows:
-            self._waiting.setdefault(str(row["problem_id"]), []).append(row)
+            self._waiting.setdefault(str(row["problem_id"]), []).append(_Scored(step, row))
+
+    def forget(self, *, before: int) -> None:
+        """Let go of the rows that came in before step `before`: NeMo-RL discards what its weights have outrun."""
+        for problem, rows in list(self._waiting.items()):
+            self._keep(problem, [scored for scored in rows if scored.step >= before])
 
     def take(self) -> list[dict[str, Any]]:
         """Rows of all whole groups, group after group, numbered by `sample`; the rest waits."""
         taken: list[dict[str, Any]] = []
         for problem, rows in list(self._waiting.items()):
             whole = len(rows) - len(rows) % self._group_size
-            taken += [_numbered(row, i % self._group_size) for i, row in enumerate(rows[:whole])]
-            self._waiting[problem] = rows[whole:]
-            if not self._waiting[problem]:
-                del self._waiting[problem]
+            taken += [_numbered(scored.row, i % self._group_size) for i, scored in enumerate(rows[:whole])]
+            self._keep(problem, rows[whole:])
         return taken
 
     def take_trained(self, contents: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -52,19 +64,24 @@ class Groups:
             problem = next((name for name in self._waiting if self._has(name, group[0][0], texts)), None)
             if problem is None:
                 continue
+            rows = self._waiting[problem]
             for sample, text in enumerate(texts):
-                row = next(row for row in self._waiting[problem] if row["response"] == text)
-                self._waiting[problem].remove(row)
-                taken.append(_numbered(row, sample))
-            if not self._waiting[problem]:
-                del self._waiting[problem]
+                scored = next(scored for scored in rows if scored.row["response"] == text)
+                rows.remove(scored)
+                taken.append(_numbered(scored.row, sample))
+            self._keep(problem, rows)
         return taken
 
     def _has(self, problem: str, prompt: str, texts: Sequence[str]) -> bool:
         rows = self._waiting[problem]
-        return str(rows[0]["prompt"]) in prompt and not Counter(texts) - Counter(
-            row["response"] for row in rows
-        )
+        known = Counter(scored.row["response"] for scored in rows)
+        return str(rows[0].row["prompt"]) in prompt and not Counter(texts) - known
+
+    def _keep(self, problem: str, rows: list[_Scored]) -> None:
+        if rows:
+            self._waiting[problem] = rows
+        else:
+            del self._waiting[problem]
 
     def take_step(self, planned: LedgerRow) -> list[dict[str, Any]]:
         """Rows of a step, in the order of the ledger.

@@ -31,6 +31,9 @@ class FakeLogger:
     ) -> None:  # fmt: skip
         self.logged.append((prefix, step, dict(metrics), step_finished))
 
+    def log_batched_dict_as_jsonl(self, to_log: Json, filename: str) -> None:
+        self.logged.append((filename, 0, {}, False))
+
     def log_histogram(self, histogram: Sequence[float], step: int, name: str) -> None:
         self.logged.append((name, step, {}, False))
 

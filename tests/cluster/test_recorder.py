@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nemo_loop import FakeEnvironment, FakeLogger, Killed, Loop, save
+from nemo_loop import FakeEnvironment, FakeLogger, Killed, Loop, save, train_metrics
 
 from nemo_thinkprune.cluster.data_plan import DataPlan
 from nemo_thinkprune.cluster.recorder import Recorder
@@ -141,6 +141,11 @@ def test_a_step_row_has_the_local_engines_keys(whole: Run) -> None:
     }  # fmt: skip
     saved = whole.steps()[3]["timing"]
     assert (saved["save_s"], saved["validate_s"], saved["step_s"]) == (5.0, 6.0, 10.0)
+
+
+def test_the_validation_before_the_first_step_is_no_part_of_its_time(whole: Run) -> None:
+    first = whole.steps()[0]["timing"]
+    assert "validate_s" not in first and first["step_s"] == 10.0
 
 
 def test_rollouts_are_in_the_ledgers_order_whatever_order_they_came_in(whole: Run, tmp_path: Path) -> None:
@@ -290,6 +295,24 @@ def test_the_asynchronous_trainer_records_whole_groups_as_they_are_scored(tmp_pa
     assert first["accuracy"] == second["accuracy"] == 1.0
     assert (third["reward_mean"], third["response_tokens_mean"]) == (0.5, 7.5)  # NeMo-RL's own
     assert third["timing"] == {"wait_s": 2.0, "step_s": 8.0}
+
+
+def test_responses_that_the_asynchronous_trainer_discards_are_forgotten(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", async_grpo={"enabled": True, "max_trajectory_age_steps": 1})
+    run.begin()
+    scored = {1: "stale", 2: "late"}
+    trained = {4: "late", 5: "stale"}  # what came in with step 2 is trained in step 4 at the latest
+    for step in range(1, STEPS + 1):
+        for number in range(GROUP if step in scored else 0):
+            run.train.score(scored[step], number, tokens=step)
+        contents = [
+            [f"question of {trained[step]}", f"answer {number}"] for number in range(GROUP) if step in trained
+        ]
+        run.recorder.log_batched_dict_as_jsonl({"content": contents}, f"train_data_step{step}.jsonl")
+        run.recorder.log_metrics(train_metrics(step), step, prefix="train")
+        run.recorder.log_metrics({"total_step_time": 1.0}, step, prefix="timing/train", step_finished=True)
+    ledger = read_ledger(run.folder / "ledger.jsonl")
+    assert [row.problem_ids for row in ledger] == [(), (), (), ("late",), ()]
 
 
 def test_an_error_that_nemo_rl_swallows_still_ends_the_run(tmp_path: Path) -> None:
