@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nemo_thinkprune.cluster.responses import Response
-from nemo_thinkprune.cluster.row_buffer import RowBuffer, scored_metrics
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.rewards.length_rewards import NEED_GROUP, LengthReward, group_rewards, length_reward
 from nemo_thinkprune.rewards.score import Scorer
@@ -50,7 +49,7 @@ class ThinkPruneEnvironment:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
         self._waiting: list[_Call] = []
         self._scoring: asyncio.Task[None] | None = None
-        self._rows = RowBuffer()
+        self._rows: list[dict[str, Any]] = []
 
     async def step(
         self, message_log_batch: Sequence[Sequence[Message]], metadata: Sequence[Mapping[str, Any]]
@@ -88,16 +87,13 @@ class ThinkPruneEnvironment:
         return rows
 
     async def drain(self) -> list[dict[str, Any]]:
-        """The rows scored since the last call, in the order in which they were; see `tally` for lost ones."""
-        return self._rows.drain()
-
-    async def tally(self) -> dict[str, int]:
-        """Rows `scored` in all, `kept` for the next `drain`, and `dropped` because nobody drained them."""
-        return self._rows.tally()
+        """The rows scored since the last call, in the order in which they were; they are kept until then."""
+        rows, self._rows = self._rows, []
+        return rows
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """The batch as it is, and the metrics of what was scored since the last `drain`."""
-        return batch, scored_metrics(self._rows.kept)
+        """The batch as it is; no trainer asks, and the run is measured from the drained rows."""
+        return batch, {}
 
     async def shutdown(self) -> None:
         """Ends the worker processes; a later `step` would start new ones."""

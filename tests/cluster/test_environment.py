@@ -7,7 +7,6 @@ import pytest
 
 from nemo_thinkprune.cluster.environment import ThinkPruneEnvironment, ThinkPruneValidationEnvironment
 from nemo_thinkprune.cluster.responses import Response
-from nemo_thinkprune.cluster.row_buffer import RowBuffer, scored_metrics
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.rewards.types import Reason, Verdict
 
@@ -156,45 +155,3 @@ def test_an_error_reaches_those_who_wait_and_nobody_else():
     results, later = asyncio.run(run())
     assert [isinstance(result, RuntimeError) for result in results] == [True, False, False, False, False]
     assert later[0]["response"] == "later"
-
-
-def test_metrics_are_those_of_the_rows_not_yet_drained():
-    async def run():
-        environment = ThinkPruneEnvironment(SETTINGS)
-        await environment.score([RIGHT, WRONG, CUT, CUT], [KNOWN] * 4)
-        batch, metrics = environment.global_post_process_and_metrics({"total_reward": 1})
-        await environment.drain()
-        return batch, metrics, environment.global_post_process_and_metrics(None)[1]
-
-    batch, metrics, afterwards = asyncio.run(run())
-    assert batch == {"total_reward": 1} and afterwards == {}
-    assert metrics == {
-        "reason/correct": 0.25,
-        "reason/wrong": 0.25,
-        "reason/no_answer": 0.0,
-        "reason/truncated": 0.5,
-        "reason/timeout": 0.0,
-        "reason/too_large": 0.0,
-        "reward_mean": 0.25,
-        "response_tokens_mean": 42.5,
-        "response_tokens_p50": 45.0,
-        "response_tokens_p90": 50.0,
-        "response_tokens_p99": 50.0,
-    }
-
-
-def test_lengths_are_left_out_where_they_are_not_known():
-    row = {"reason": "wrong", "reward": 0.0, "response_tokens": None}
-    assert "response_tokens_mean" not in scored_metrics([row])
-
-
-def test_rows_that_nobody_takes_are_dropped_and_counted(caplog):
-    rows = RowBuffer(limit=10)
-    rows.extend([{"response": "1234"}, {"response": "5678"}])
-    assert rows.tally() == {"scored": 2, "kept": 2, "dropped": 0} and not caplog.records
-    rows.extend([{"response": "90ab"}])
-    assert rows.tally() == {"scored": 3, "kept": 2, "dropped": 1}
-    assert "nobody takes them" in caplog.text
-    assert [row["response"] for row in rows.drain()] == ["5678", "90ab"]
-    rows.extend([{"response": "1234567890"}])
-    assert rows.tally() == {"scored": 4, "kept": 1, "dropped": 1}
