@@ -9,7 +9,7 @@ from typing import Any
 from nemo_rl.models.generation.megatron.megatron_generation import MegatronGeneration
 from nemo_rl.models.policy.lm_policy import Policy
 
-from nemo_thinkprune.cluster.cpu_settings import JOB_KEY, WORKER
+from nemo_thinkprune.cluster.names import CPU_WORKER, JOB_KEY
 
 
 def policy_factory(job_file: Path) -> Callable[..., Policy]:
@@ -17,7 +17,7 @@ def policy_factory(job_file: Path) -> Callable[..., Policy]:
 
     def make(*, config: dict[str, Any], **kwargs: Any) -> Policy:
         config[JOB_KEY] = str(job_file)
-        return Policy(config=config, worker_extension_cls_fqn=WORKER, **kwargs)
+        return Policy(config=config, worker_extension_cls_fqn=CPU_WORKER, **kwargs)
 
     return make
 

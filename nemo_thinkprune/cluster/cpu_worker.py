@@ -26,10 +26,11 @@ from nemo_thinkprune.cluster.cpu_batches import (
     microbatch_loss,
     sequences_of,
 )
-from nemo_thinkprune.cluster.cpu_settings import JOB_KEY
+from nemo_thinkprune.cluster.names import JOB_KEY
 from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_bridge_files, save_torch_dist
 from nemo_thinkprune.policy.device import megatron_device
 from nemo_thinkprune.policy.parallel import (
+    Layout,
     broadcast_from_last_stage,
     gather_over_data_parallel,
     model_parallel,
@@ -40,6 +41,8 @@ from nemo_thinkprune.training.checkpoint_files import WEIGHTS
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.schedule import learning_rate
 from nemo_thinkprune.training.session import build_policy, optimizer_config
+
+DEVICE = torch.device("cpu")
 
 
 class CpuWorker:
@@ -56,25 +59,9 @@ class CpuWorker:
     ) -> None:
         job = Job.read(config[JOB_KEY])
         self.job, self.recipe = job, job.recipe
-        runtime, megatron = job.recipe.thinkprune.runtime, job.recipe.policy.megatron_cfg
         self._exit = ExitStack()
-        device = torch.device("cpu")
-        self._exit.enter_context(
-            megatron_device(device, threads=runtime.threads_per_rank, seed=self.recipe.grpo.seed)
-        )
-        self.layout = self._exit.enter_context(
-            model_parallel(
-                rank=int(os.environ["RANK"]),
-                world=int(os.environ["WORLD_SIZE"]),
-                rendezvous=f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-                tp=megatron.tensor_model_parallel_size,
-                pp=megatron.pipeline_model_parallel_size,
-                device=device,
-                timeout_s=2 * runtime.stall_timeout_s,
-                seed=self.recipe.grpo.seed,
-            )
-        )
-        self.policy = build_policy(job, self.layout, device, optimizer_config(self.recipe))
+        self.layout = self._join()
+        self.policy = build_policy(job, self.layout, DEVICE, optimizer_config(self.recipe))
         if init_reference_model:
             self.policy.freeze_reference()  # before resuming: the reference is the model the round began with
         self.updates = 0
@@ -118,15 +105,9 @@ class CpuWorker:
             result = self.policy.update(sequences_of(rows), loss, lr=lr)
             losses.append(result.loss)
             norms.append(result.grad_norm)
+            update = self._update_metrics(lr, totals)
             for record in broadcast_from_last_stage(self.layout, records):
-                shown = {
-                    **record,
-                    "lr": lr,
-                    "wd": self.recipe.policy.megatron_cfg.optimizer.weight_decay,
-                    "global_valid_seqs": float(totals[0]),
-                    "global_valid_toks": float(totals[1]),
-                }
-                for key, value in shown.items():
+                for key, value in {**record, **update}.items():
                     metrics[key].append(value)
         self.updates += 1
         return {
@@ -209,9 +190,37 @@ class CpuWorker:
     finish_training = finish_inference = offload_before_refit = offload_after_refit = _nothing
     suspend_for_refit = resume_after_refit = start_gpu_profiling = stop_gpu_profiling = _nothing
 
+    def _join(self) -> Layout:
+        """Enter the process groups, where Ray's worker group says."""
+        runtime, megatron = self.recipe.thinkprune.runtime, self.recipe.policy.megatron_cfg
+        self._exit.enter_context(
+            megatron_device(DEVICE, threads=runtime.threads_per_rank, seed=self.recipe.grpo.seed)
+        )
+        return self._exit.enter_context(
+            model_parallel(
+                rank=int(os.environ["RANK"]),
+                world=int(os.environ["WORLD_SIZE"]),
+                rendezvous=f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+                tp=megatron.tensor_model_parallel_size,
+                pp=megatron.pipeline_model_parallel_size,
+                device=DEVICE,
+                timeout_s=2 * runtime.stall_timeout_s,
+                seed=self.recipe.grpo.seed,
+            )
+        )
+
     def _next_learning_rate(self) -> float:
         megatron = self.recipe.policy.megatron_cfg
         return learning_rate(self.updates + 1, optimizer=megatron.optimizer, scheduler=megatron.scheduler)
+
+    def _update_metrics(self, lr: float, totals: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """What NeMo-RL expects beside the loss function's own metrics of every microbatch."""
+        return {
+            "lr": lr,
+            "wd": self.recipe.policy.megatron_cfg.optimizer.weight_decay,
+            "global_valid_seqs": float(totals[0]),
+            "global_valid_toks": float(totals[1]),
+        }
 
     def _totals(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Valid sequences and response tokens of the update over all data-parallel ranks, as scalars."""

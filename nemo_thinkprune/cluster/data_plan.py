@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_thinkprune.cluster.names import PROCESSOR
+from nemo_thinkprune.cluster.names import DATASET, PROCESSOR, TRAINING_TASK, VALIDATION_TASK
 from nemo_thinkprune.data.ledger import Ledger
 from nemo_thinkprune.data.recipe_prompts import (
     ProblemSet,
@@ -21,10 +21,6 @@ from nemo_thinkprune.data.recipe_prompts import (
 )
 from nemo_thinkprune.data.tokenizer import load_tokenizer
 from nemo_thinkprune.recipe.schema import Recipe
-
-DATASET = "nemo_thinkprune.cluster.dataset.ThinkPruneProblems"
-TRAINING_TASK = "thinkprune"
-VALIDATION_TASK = "thinkprune_validation"
 
 # The asynchronous trainer loses batches (it draws one too many, or was killed) and waits for ever at the end of
 # the data; rows are computed when they are read, so these cost nothing.

@@ -27,8 +27,7 @@ import torch
 from nemo_rl.data.datasets.raw_dataset import RawDataset
 from nemo_rl.data.interfaces import DatumSpec, TaskDataSpec
 
-from nemo_thinkprune.cluster.data_plan import TRAINING_TASK
-from nemo_thinkprune.cluster.names import PROCESSOR
+from nemo_thinkprune.cluster.names import PROCESSOR, TRAINING_TASK
 from nemo_thinkprune.cluster.rows import LedgerOrder, RepeatedOrder, Row, Rows
 from nemo_thinkprune.data.ledger import Ledger
 from nemo_thinkprune.data.problems import Problem

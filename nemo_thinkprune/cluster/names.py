@@ -1,5 +1,11 @@
-"""Names under which NeMo-RL knows our parts."""
+"""Names by which NeMo-RL finds our parts and they find each other; each stands here alone."""
 
 ENVIRONMENT = "thinkprune"
 VALIDATION_ENVIRONMENT = "thinkprune_validation"
 PROCESSOR = "thinkprune"
+DATASET = "nemo_thinkprune.cluster.dataset.ThinkPruneProblems"
+TRAINING_TASK = "thinkprune"
+VALIDATION_TASK = "thinkprune_validation"
+CPU_WORKER = "nemo_thinkprune.cluster.cpu_worker.CpuPolicyWorker"
+JOB_KEY = "thinkprune_job"
+"""Key of the policy section under which a CPU worker finds its JOB.json."""

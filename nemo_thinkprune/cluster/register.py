@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from nemo_thinkprune.cluster.names import ENVIRONMENT, PROCESSOR, VALIDATION_ENVIRONMENT
+from nemo_thinkprune.cluster.names import CPU_WORKER, ENVIRONMENT, PROCESSOR, VALIDATION_ENVIRONMENT
 
 ENVIRONMENTS = {
     ENVIRONMENT: "nemo_thinkprune.cluster.actors.ThinkPruneEnvironment",
     VALIDATION_ENVIRONMENT: "nemo_thinkprune.cluster.actors.ThinkPruneValidationEnvironment",
 }
-CPU_WORKER = "nemo_thinkprune.cluster.cpu_worker.CpuPolicyWorker"
 # NeMo-RL makes these an environment with uv even where NEMO_RL_PY_EXECUTABLES_SYSTEM=1 says that there is one
 # Python for everything; its workers heed that.
 TRAINER_ACTORS = (

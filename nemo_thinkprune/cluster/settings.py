@@ -22,8 +22,8 @@ def master_config(job: Job, plan: DataPlan, *, end_ids: Sequence[int]) -> dict[s
 
     `end_ids`: tokens that end a response, the same as on the local engine. What differs from the recipe: paths
     are absolute, data sets and environments are ours, prompts come in the ledger's order (so NeMo-RL neither
-    shuffles nor counts epochs), validation takes every row, and a KL weight below zero keeps its sign for
-    `loss_section` only.
+    shuffles nor counts epochs), validation takes every row, and a KL weight below zero loses its sign, which
+    the driver gives back to the loss function.
     """
     config = to_dict(job.recipe)
     config["grpo"] |= _grpo(job.recipe, plan)

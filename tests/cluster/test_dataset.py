@@ -13,7 +13,8 @@ import yaml
 from support.nemo_rl import require_nemo_rl
 from support.problem_files import LIMIT, local_plan, make_recipe, validation_rows, write_parquet
 
-from nemo_thinkprune.cluster.data_plan import DATASET, data_plan, training_entry, validation_entry
+from nemo_thinkprune.cluster.data_plan import data_plan, training_entry, validation_entry
+from nemo_thinkprune.cluster.names import DATASET
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import with_values
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from support.ray_here import ray_here
 
-from nemo_thinkprune.cluster.names import ENVIRONMENT, VALIDATION_ENVIRONMENT
+from nemo_thinkprune.cluster.names import CPU_WORKER, ENVIRONMENT, VALIDATION_ENVIRONMENT
 from nemo_thinkprune.cluster.responses import Response
 
 SETTINGS = {"workers": 2, "deadline_s": 20.0, "memory_mb": 1024, "truncation": "zero"}
@@ -202,7 +202,7 @@ def test_registering_twice_is_harmless(nemo_rl):
     from nemo_rl.environments.utils import ENV_REGISTRY
 
     from nemo_thinkprune.cluster.dataset import process_problem
-    from nemo_thinkprune.cluster.register import CPU_WORKER, register
+    from nemo_thinkprune.cluster.register import register
 
     register()
     actors = [ENV_REGISTRY[name]["actor_class_fqn"] for name in (ENVIRONMENT, VALIDATION_ENVIRONMENT)]
