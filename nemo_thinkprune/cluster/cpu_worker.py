@@ -96,23 +96,21 @@ class CpuWorker:
         local = (gbs or self.recipe.policy.train_global_batch_size) // self.layout.dp
         lr = self._next_learning_rate()
         metrics: dict[str, list[Any]] = defaultdict(list)
-        losses, norms = [], []
+        results = []
         for start in range(0, data.size, local):
             rows = Rows.of(data.slice(start, start + local))
             totals = self._totals(rows)
             records: list[dict[str, Any]] = []
             loss = microbatch_loss(rows, loss_fn, totals, records)
-            result = self.policy.update(sequences_of(rows), loss, lr=lr)
-            losses.append(result.loss)
-            norms.append(result.grad_norm)
+            results.append(self.policy.update(sequences_of(rows), loss, lr=lr))
             update = self._update_metrics(lr, totals)
             for record in broadcast_from_last_stage(self.layout, records):
                 for key, value in {**record, **update}.items():
                     metrics[key].append(value)
         self.updates += 1
         return {
-            "global_loss": torch.tensor(losses),
-            "grad_norm": torch.tensor([sum(norms) / len(norms)]),
+            "global_loss": torch.tensor([result.loss for result in results]),
+            "grad_norm": torch.tensor([sum(result.grad_norm for result in results) / len(results)]),
             "all_mb_metrics": dict(metrics),
             "rank": self.layout.rank,
             "gpu_name": "cpu",

@@ -94,8 +94,7 @@ def run_job(
     to that of the ranks.
 
     Raises:
-        UserError: A worker found a mistake of the user; or another process uses the run folder; or the folder
-            holds a run with other settings.
+        UserError: A worker found one; another process uses the run folder; or it has a run of other settings.
         JobFailed: A rank died, raised or gave no sign of life for `thinkprune.runtime.stall_timeout_s`.
         JobStopped: The job was asked to stop, be it on its last step: whoever runs jobs one after the other
             must not start the next.
