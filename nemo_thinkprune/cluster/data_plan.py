@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nemo_thinkprune.cluster.names import DATASET, PROCESSOR, TRAINING_TASK, VALIDATION_TASK
@@ -20,13 +19,13 @@ from nemo_thinkprune.data.recipe_prompts import (
     validation_prompts,
 )
 from nemo_thinkprune.data.tokenizer import load_tokenizer
+from nemo_thinkprune.recipe.data_source import is_hub_id
+from nemo_thinkprune.recipe.files import is_folder
 from nemo_thinkprune.recipe.schema import Recipe
 
 # The asynchronous trainer loses batches (it draws one too many, or was killed) and waits for ever at the end of
 # the data; rows are computed when they are read, so these cost nothing.
 SPARE_STEPS = 1000
-
-_DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _entry(recipe: Recipe, name: Any, *, tokenizer: str, limit: int, env_name: s
         "datasets": [_set_entry(one) for one in problem_sets(recipe, name)],
         "prompt_family": recipe.thinkprune.prompt_family,
         "length_hint": length_hint(recipe, limit),
-        "tokenizer": absolute(tokenizer),
+        "tokenizer": _absolute(tokenizer) if is_folder(os.path.expanduser(tokenizer)) else tokenizer,
         "max_input_seq_length": recipe.data.max_input_seq_length,
         # NeMo-RL's own example prompts must not come in through data.default
         "prompt_file": None,
@@ -127,14 +126,16 @@ def _entry(recipe: Recipe, name: Any, *, tokenizer: str, limit: int, env_name: s
 
 def _set_entry(one: ProblemSet) -> dict[str, Any]:
     values = {key: getattr(one, key) for key in ProblemSet.__dataclass_fields__}
-    values["data_path"] = absolute(one.data_path)
+    values["data_path"] = absolute_data(one.data_path)
     if one.sources is not None:
         values["sources"] = list(one.sources)
     return {key: value for key, value in values.items() if value is not None}
 
 
-def absolute(path_or_hub_id: str) -> str:
+def absolute_data(path_or_hub_id: str) -> str:
     """A path as an absolute one, since NeMo-RL's processes run elsewhere; a hub id as it is."""
-    path = Path(os.path.expanduser(path_or_hub_id))
-    looks_like_path = path_or_hub_id.startswith((".", "/", "~")) or path.suffix in _DATA_SUFFIXES
-    return os.path.abspath(path) if looks_like_path or os.path.exists(path) else path_or_hub_id
+    return path_or_hub_id if is_hub_id(path_or_hub_id) else _absolute(path_or_hub_id)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))

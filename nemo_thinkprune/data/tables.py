@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_thinkprune.recipe.data_source import DATA_SUFFIXES, is_hub_id
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
-
-_SUFFIXES = (".jsonl", ".json", ".parquet")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +44,12 @@ def read_table(path_or_hub_id: str | Path, *, split: str | None = None) -> Table
             )
         return Table(text, read_rows(path), (path,))
     if is_folder(path):
-        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in _SUFFIXES)
+        names = sorted(
+            str(file.relative_to(path)) for file in path.rglob("*") if file.suffix in DATA_SUFFIXES
+        )
         files = tuple(path / name for name in choose_split(names, split, text))
         return Table(text, [row for file in files for row in read_rows(file)], files)
-    if path.suffix in _SUFFIXES or not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         raise UserError(
             f"{text} does not exist (give a .jsonl, .json or .parquet file, or a hub id owner/name)"
         )
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: naming the file, and the line where there is one.
     """
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in DATA_SUFFIXES:
         raise UserError(f"{path}: unknown format; give a .jsonl, .json or .parquet file")
     try:
         rows = _read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
@@ -84,7 +84,7 @@ def choose_split(names: Sequence[str], split: str | None, where: str) -> list[st
     Raises:
         UserError: when no file matches, listing the names.
     """
-    files = [name for name in names if name.endswith(_SUFFIXES)]
+    files = [name for name in names if name.endswith(DATA_SUFFIXES)]
     wanted = split or "train"
     chosen = [name for name in files if wanted in re.split(r"[^A-Za-z0-9]+", name)]
     if split is None and not chosen and len({_unsharded(name) for name in files}) == 1:

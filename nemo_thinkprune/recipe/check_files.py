@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from checkpoints_tools.bridge_files import RUN_CONFIG_FILE
+from nemo_thinkprune.recipe.data_source import is_hub_id, is_on_disk
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.support import datasets
 
-# As data/tables.py takes them: what exists on disk is a path, and only a name like these may be on the hub.
-_DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
-_HUB_DATA = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _TRACKER = "latest_checkpointed_iteration.txt"
 
 
@@ -39,15 +36,12 @@ def check_files(recipe: Recipe, *, on_cpu: bool = False) -> None:
 def _data(recipe: Recipe) -> Iterator[str]:
     for path, dataset in datasets(recipe):
         name = dataset.data_path
-        if name is None:
+        if name is None or is_on_disk(name) or is_hub_id(name):
             continue
-        file = os.path.expanduser(name)
-        may_be_on_hub = Path(name).suffix not in _DATA_SUFFIXES and _HUB_DATA.fullmatch(name)
-        if not (is_file(file) or is_folder(file) or may_be_on_hub):
-            yield (
-                f"{path}.data_path = {name!r}: nothing at {os.path.abspath(file)}; make it with `thinkprune data "
-                "prepare` or correct the path"
-            )
+        yield (
+            f"{path}.data_path = {name!r}: nothing at {os.path.abspath(os.path.expanduser(name))}; make it with "
+            "`thinkprune data prepare` or correct the path"
+        )
 
 
 def _checkpoint(recipe: Recipe, *, on_cpu: bool) -> Iterator[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nemo_thinkprune.recipe.derived import room_for
 from nemo_thinkprune.recipe.resources import resources_problem, rollout_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 
 _ACCURACY_TP = (
     4  # from this tensor parallel size on, batch sizes change log-probabilities (NeMo-RL issue 1287)
 )
-_ROUND = 64
 
 
 def check_nemo_rl(recipe: Recipe, *, on_cpu: bool = False) -> Iterator[str]:
@@ -35,11 +35,10 @@ def _slack(recipe: Recipe) -> Iterator[str]:
     limits = (recipe.policy.generation.max_new_tokens, *recipe.thinkprune.limits)
     longest = prompt + max(limits)
     if longest == total:
-        enough = -(-(longest + 1) // _ROUND) * _ROUND
         yield (
             f"data.max_input_seq_length = {prompt} and the largest limit = {max(limits)} make {longest} tokens, all "
             f"of policy.max_total_sequence_length = {total}: NeMo-RL takes a response that fills the sequence for "
-            f"truncated even if it is finished; set policy.max_total_sequence_length={enough}"
+            f"truncated even if it is finished; set policy.max_total_sequence_length={room_for(longest)}"
         )
 
 

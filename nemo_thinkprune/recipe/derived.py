@@ -33,6 +33,14 @@ def product(left: str, right: str) -> Rule:
     return rule
 
 
+def room_for(tokens: int) -> int:
+    """Return the sequence length for prompts and responses of at most `tokens` together: a multiple of 64 above.
+
+    One token more at least: NeMo-RL takes a response that fills the sequence for truncated even if it is finished.
+    """
+    return (tokens // 64 + 1) * 64
+
+
 def _precision_is(name: str) -> Rule:
     return lambda get, has: get("policy.precision") == name
 
@@ -48,9 +56,7 @@ def _first_limit(get: Get, has: Has) -> Any:
 
 def _total_length(get: Get, has: Has) -> Any:
     longest = max(get("policy.generation.max_new_tokens"), *get("thinkprune.limits"))
-    # One token more: NeMo-RL takes a response that fills the sequence for truncated even if it is finished.
-    total = get("data.max_input_seq_length") + longest + 1
-    return -(-total // 64) * 64
+    return room_for(get("data.max_input_seq_length") + longest)
 
 
 def _chunked(get: Get, has: Has) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support.problem_files import LIMIT, local_plan, make_recipe
 
-from nemo_thinkprune.cluster.data_plan import absolute, data_plan, training_entry, validation_entry
+from nemo_thinkprune.cluster.data_plan import absolute_data, data_plan, training_entry, validation_entry
 from nemo_thinkprune.cluster.rows import LedgerOrder, RepeatedOrder, Row, Rows
 from nemo_thinkprune.data.ledger import Ledger, ledger_row, verify_ledger
 from nemo_thinkprune.data.problems import Problem
@@ -89,13 +89,18 @@ def test_entries_say_it_in_plain_values(recipe: Any) -> None:
     assert validation["datasets"][0]["sources"] == ["AIME22", "AIME23"]
 
 
-def test_entries_without_hint_validation_or_values_of_their_own(recipe: Any) -> None:
+def test_entries_without_hint_validation_or_values_of_their_own(
+    recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed = with_values(
         recipe,
         {"thinkprune.length_hint": False, "data.validation": None, "data.default": {"max_samples": 7}},
     )
     train = training_entry(changed, tokenizer="org/model", limit=77, env_name="e")
     assert (train["length_hint"], train["tokenizer"]) == (None, "org/model")
+    monkeypatch.chdir(Path(recipe.policy.model_name).parent)
+    named = training_entry(changed, tokenizer="model", limit=77, env_name="e")["tokenizer"]
+    assert named == recipe.policy.model_name
     assert train["datasets"][0]["max_samples"] == 7
     assert validation_entry(changed, tokenizer="org/model", limit=77, env_name="e") is None
 
@@ -115,11 +120,11 @@ def test_too_few_problems_for_a_step(recipe: Any) -> None:
 def test_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "math").mkdir(parents=True)
-    for path in ("data/math", "data/absent.jsonl", "./absent/folder", "../x"):
-        assert absolute(path) == str((tmp_path / path).resolve())
+    for path in ("data/math", "data/absent.jsonl", "./absent/folder", "../x", "absent", "a/b/c"):
+        assert absolute_data(path) == str((tmp_path / path).resolve())
     for hub_id in ("PRIME-RL/Eurus-2-RL-Data", "owner/name@main"):
-        assert absolute(hub_id) == hub_id
-    assert absolute("~/x") == str(Path.home() / "x")
+        assert absolute_data(hub_id) == hub_id
+    assert absolute_data("~/x") == str(Path.home() / "x")
 
 
 def test_planning_needs_neither_torch_nor_megatron() -> None:
