@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from nemo_thinkprune.data.ledger import Ledger, ledger_row, read_ledger, verify_ledger
-from nemo_thinkprune.data.prompts import Prompt
+from nemo_thinkprune.data.ledger import ledger_row, read_ledger, verify_ledger
 from nemo_thinkprune.policy.device import peak_memory_mb
-from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rollout.types import Sampling
 from nemo_thinkprune.training.checkpointing import Checkpointer
 from nemo_thinkprune.training.metrics import step_row
 from nemo_thinkprune.training.objective import Objective, optimise
-from nemo_thinkprune.training.problems import training_prompts, validation_prompts
+from nemo_thinkprune.training.problems import Plan, make_plan
 from nemo_thinkprune.training.run_folder import LEDGER, RunFolder
 from nemo_thinkprune.training.samples import Sample, collect, shaped
 from nemo_thinkprune.training.schedule import learning_rate
 from nemo_thinkprune.training.session import Clock, Session
 from nemo_thinkprune.training.validate import validate
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run will do: its problems, its ledger and its last step."""
-
-    train: list[Prompt]
-    validation: list[Prompt]
-    ledger: Ledger
-    last_step: int
-
-
-def make_plan(session: Session) -> Plan:
-    """Load the data and count the steps: whole epochs, at most `grpo.max_num_steps`."""
-    grpo = session.recipe.grpo
-    train = training_prompts(session)
-    ledger = Ledger(len(train), grpo.num_prompts_per_step, grpo.seed)
-    last_step = ledger.last_step(epochs=grpo.max_num_epochs, max_steps=grpo.max_num_steps)
-    if grpo.num_prompts_per_step % session.layout.dp:
-        raise UserError(
-            f"grpo.num_prompts_per_step = {grpo.num_prompts_per_step} cannot be shared by "
-            f"{session.layout.dp} data-parallel ranks: make it a multiple"
-        )
-    return Plan(train, validation_prompts(session), ledger, last_step)
 
 
 def train(session: Session) -> None:

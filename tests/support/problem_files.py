@@ -108,7 +108,7 @@ def local_plan(recipe: Any, limit: int = LIMIT) -> Any:
     from types import SimpleNamespace
 
     from nemo_thinkprune.data.tokenizer import load_tokenizer
-    from nemo_thinkprune.training.loop import make_plan
+    from nemo_thinkprune.training.problems import make_plan
 
     notes: list[str] = []
     session = SimpleNamespace(
