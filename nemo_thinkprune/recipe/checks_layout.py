@@ -63,12 +63,7 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
             f"grpo.num_prompts_per_step = {grpo.num_prompts_per_step} cannot be shared by {layout.dp} "
             "data-parallel ranks; make it a multiple"
         )
-    share = policy.train_micro_batch_size * layout.dp
-    if policy.train_global_batch_size % share:
-        yield (
-            f"policy.train_global_batch_size = {policy.train_global_batch_size} is not a multiple of "
-            f"train_micro_batch_size x data-parallel ranks = {policy.train_micro_batch_size} x {layout.dp}"
-        )
+    yield from _shares(recipe, layout)
     if policy.megatron_cfg.sequence_parallel and layout.tp == 1:
         yield "policy.megatron_cfg.sequence_parallel needs tensor_model_parallel_size above 1; set false"
     if policy.make_sequence_length_divisible_by % layout.tp:
@@ -81,6 +76,24 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
     if ends != (None, None) and layout.pp == 1:
         yield "num_layers_in_first_pipeline_stage and _last_ need more than one pipeline stage; set null"
     yield from _against_model(recipe, layout)
+
+
+def _shares(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
+    """Yield a message when an update cannot be shared evenly.
+
+    Micro-batches that are made by their tokens need not divide it: NeMo-RL asserts that only where it splits by
+    train_micro_batch_size (BatchedDataDict.make_microbatch_iterator), and the local engine never does.
+    """
+    policy = recipe.policy
+    update, micro = policy.train_global_batch_size, policy.train_micro_batch_size
+    by_tokens = policy.sequence_packing.enabled or policy.dynamic_batching.enabled
+    if by_tokens and update % layout.dp:
+        yield f"policy.train_global_batch_size = {update} is not a multiple of {layout.dp} data-parallel ranks"
+    elif not by_tokens and update % (micro * layout.dp):
+        yield (
+            f"policy.train_global_batch_size = {update} is not a multiple of train_micro_batch_size x "
+            f"data-parallel ranks = {micro} x {layout.dp}; enable policy.sequence_packing or make it one"
+        )
 
 
 def _ranks(layout: WorldLayout, *, set_aside: int = 0) -> Iterator[str]:
