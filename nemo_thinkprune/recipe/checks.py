@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe, *, engine: str = "local", on_cpu: bool = False)
     if on_cpu and engine != "nemo-rl":
         raise UserError("--on-cpu is for --engine nemo-rl; the local engine runs on a CPU as it is")
     checks: list[Check] = [_objective, check_ratios, check_sampler_correction, _batches, _lengths, _sampling]
-    checks += [_optimizer, _validation, _backend, _model, _paths, _run, check_layout]
+    checks += [_optimizer, _backend, _model, _paths, _run, check_layout]
     if engine == "local":
         checks.append(local_support.unsupported)
     else:
@@ -57,7 +57,7 @@ def check_recipe(recipe: Recipe, *, engine: str = "local", on_cpu: bool = False)
     ignored = (
         local_support.ignored(recipe) if engine == "local" else nemo_rl_support.ignored(recipe, on_cpu=on_cpu)
     )
-    return [*_notes(recipe), *ignored]
+    return [*_notes(recipe), *_selection_notes(recipe, engine=engine), *ignored]
 
 
 def updates_per_step(recipe: Recipe) -> int:
@@ -184,23 +184,6 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
         yield f"policy.logprob_chunk_size needs {path}.defer_fp32_logits=true; remove the second key"
 
 
-def _validation(recipe: Recipe) -> Iterator[str]:
-    grpo = recipe.grpo
-    most, batch = grpo.max_val_samples, grpo.val_batch_size
-    if most is None or batch is None:
-        return
-    if most < batch:
-        yield (
-            f"grpo.max_val_samples = {most} is below grpo.val_batch_size = {batch}: NeMo-RL would validate "
-            f"nothing; set grpo.val_batch_size={most}"
-        )
-    elif most % batch:
-        yield (
-            f"grpo.max_val_samples = {most} is not a multiple of grpo.val_batch_size = {batch}: NeMo-RL "
-            f"would leave {most % batch} out; set {most - most % batch}"
-        )
-
-
 def _backend(recipe: Recipe) -> Iterator[str]:
     policy = recipe.policy
     if not policy.megatron_cfg.enabled or policy.dtensor_cfg.enabled:
@@ -301,3 +284,17 @@ def _notes(recipe: Recipe) -> Iterator[str]:
     limits, limit = recipe.thinkprune.limits, recipe.policy.generation.max_new_tokens
     if limit != limits[0]:
         yield f"`thinkprune train` runs at max_new_tokens = {limit}; `thinkprune prune` starts at {limits[0]}"
+
+
+def _selection_notes(recipe: Recipe, *, engine: str) -> Iterator[str]:
+    """Yield a note where the rule between rounds would compare accuracies within different limits."""
+    section = recipe.thinkprune
+    each_its_own = engine == "nemo-rl" or section.long_limit is None
+    several = len(section.limits) > 1 and bool(recipe.data.validation)
+    if several and each_its_own and section.selection.baseline == "first_round":
+        other = "" if engine == "nemo-rl" else ", or thinkprune.long_limit to measure all rounds at one limit"
+        yield (
+            "thinkprune.selection.baseline = first_round: accuracy is measured within the limit of each round, so "
+            f"`thinkprune prune` would compare accuracy within {section.limits[-1]} tokens with that within "
+            f"{section.limits[0]}, too strict or far too lax; set round_start{other}"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nemo_thinkprune.recipe.schema import Recipe
-from nemo_thinkprune.recipe.support import Restriction, refused, refused_in_data, value_at
+from nemo_thinkprune.recipe.support import RECORDED, Restriction, refused, refused_in_data, value_at
 
 _WHO = "the local engine"
 _OTHER_ENGINE = "only NeMo-RL on a cluster can do this; remove the key or train there"
@@ -18,7 +18,7 @@ _SPARSE = "the local engine trains dense models; set 1"
 RESTRICTIONS = (
     Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),
     Restriction("grpo.async_grpo.enabled", (False,), _OTHER_ENGINE),
-    Restriction("grpo.use_dynamic_sampling", (False,), _OTHER_ENGINE),
+    Restriction("grpo.use_dynamic_sampling", (False,), f"{RECORDED}; set false"),
     Restriction(
         "grpo.reward_shaping.enabled", (False,), "use thinkprune.truncation and thinkprune.length_reward"
     ),
@@ -27,8 +27,10 @@ RESTRICTIONS = (
         "grpo.seq_logprob_error_threshold", (None,), "sampler and trainer are the same model; set null"
     ),
     Restriction("grpo.invalid_tool_call_advantage", (None,), "there are no tools; set null"),
-    Restriction("grpo.malformed_thinking_advantage", (None,), _OTHER_ENGINE),
-    Restriction("grpo.adv_estimator.name", ("grpo", "reinforce_plus_plus"), _OTHER_ENGINE),
+    Restriction("grpo.malformed_thinking_advantage", (None,), "rewards are by the answer; set null"),
+    Restriction(
+        "grpo.adv_estimator.name", ("grpo", "reinforce_plus_plus"), "gdpo needs several rewards; set grpo"
+    ),
     Restriction("loss_fn.use_kl_in_reward", (False,), "the KL term stands in the loss; set false"),
     Restriction("policy.precision", ("bfloat16", "float32"), "use bfloat16 or float32"),
     Restriction(
@@ -74,7 +76,7 @@ RESTRICTIONS = (
     Restriction("policy.generation.quant_cfg", (None,), _QUANTISED),
     Restriction("data.shuffle", (True,), "every epoch is a seeded permutation; set true"),
     Restriction("data.use_multiple_dataloader", (False,), "data sets are joined; set false"),
-    Restriction("data.custom_dataloader", (None,), _OTHER_ENGINE),
+    Restriction("data.custom_dataloader", (None,), f"{RECORDED}; remove the key"),
     Restriction(
         "checkpointing.checkpoint_must_save_by", (None,), "send SIGTERM or SIGUSR1: the run saves and ends"
     ),

@@ -9,18 +9,16 @@ from collections.abc import Iterator
 
 from nemo_thinkprune.recipe.local_support import POLICY_RESTRICTIONS, unsupported_followers
 from nemo_thinkprune.recipe.schema import Recipe
-from nemo_thinkprune.recipe.support import Restriction, refused, refused_in_data, value_at
+from nemo_thinkprune.recipe.support import RECORDED, Restriction, refused, refused_in_data, value_at
 
 _WHO = "the nemo-rl engine"
 _CPU_WHO = "the CPU worker (--on-cpu)"
-_RECORDED = "the problems of every step are fixed and recorded in advance (ledger.jsonl)"
 _GYM = "NeMo-RL has it for NeMo-Gym environments only; set null"
 _TEMPLATE = "prompts are made with the tokenizer files of policy.model_name; put it there and remove the key"
-_ORDER = f"{_RECORDED}; remove the key"
 
 RESTRICTIONS = (
     Restriction("grpo.max_rollout_turns", (1,), "a problem is answered in one turn; set 1"),
-    Restriction("grpo.use_dynamic_sampling", (False,), f"{_RECORDED}; set false"),
+    Restriction("grpo.use_dynamic_sampling", (False,), f"{RECORDED}; set false"),
     Restriction(
         "grpo.reward_shaping.enabled", (False,), "use thinkprune.truncation and thinkprune.length_reward"
     ),
@@ -51,7 +49,7 @@ RESTRICTIONS = (
     Restriction("data.shuffle", (True,), "every epoch is a seeded permutation; set true"),
     Restriction("data.use_multiple_dataloader", (False,), "data sets are joined; set false"),
     Restriction("data.num_prompts_per_dataloader", (None,), "data sets are joined; remove the key"),
-    Restriction("data.custom_dataloader", (None,), _ORDER),
+    Restriction("data.custom_dataloader", (None,), f"{RECORDED}; remove the key"),
     Restriction(
         "thinkprune.length_reward.name",
         ("none", "l1_exact", "l1_max", "dapo_overlong"),

@@ -97,15 +97,15 @@ class Grpo(Section):
     val_period: NonNegativeInt = 20
     """Validate every so many steps; 0: never."""
     val_batch_size: PositiveInt | None = 256
-    """Responses generated together in validation; changes speed and memory only."""
+    """Responses generated together in NeMo-RL's validation, null: all; changes speed and memory only."""
     val_at_start: bool = True
     """Validate before the first step: the baseline of the selection rule."""
     val_at_end: bool = True
     """Validate after the last step, so that the last checkpoint can be selected."""
     max_val_samples: PositiveInt | None = None
-    """At most this many validation problems; null: all.
+    """At most this many validation problems, each answered thinkprune.validation.samples times; null: all.
 
-    NeMo-RL runs floor(max_val_samples / val_batch_size) batches, so it must be a multiple of val_batch_size.
+    Any number: NeMo-RL, which counts responses in whole batches under this name, is handed what covers them all.
     """
     seed: NonNegativeInt = 42
     """Seed of everything random."""

@@ -35,7 +35,11 @@ class Selection(Section):
     max_relative_drop: Share = 0.10
     """Largest relative fall of accuracy: 0.10 lets 0.50 become 0.45."""
     baseline: Literal["first_round", "round_start"] = "first_round"
-    """What accuracy is compared with: the model before the first round, or before this one."""
+    """What accuracy is compared with: the model before the first round, or before this one.
+
+    Where accuracy is measured within each round's own limit (NeMo-RL; thinkprune.long_limit null), only
+    round_start compares like with like.
+    """
 
 
 class Validation(Section):
@@ -63,14 +67,17 @@ class Scoring(Section):
 
 
 class Runtime(Section):
-    """The local engine's processes."""
+    """The local engine's processes, and what those of NeMo-RL share with them."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: GPUs when there are enough of them for all ranks, else the CPU."""
+    """Local engine only.  auto: GPUs when there are enough of them for all ranks, else the CPU."""
     threads_per_rank: PositiveInt = 1
-    """CPU threads of one rank."""
+    """CPU threads of one rank of the local engine, or of one CPU worker of NeMo-RL (--on-cpu)."""
     stall_timeout_s: PositiveFloat = 600.0
-    """A rank silent for so many seconds ends the run, with the stacks of all ranks in the log."""
+    """All ranks silent for so many seconds end the run, with their stacks in the log; NeMo-RL's driver is one rank.
+
+    Ranks, and NeMo-RL's CPU workers, wait twice as long for each other.
+    """
 
 
 class Control(Section):
@@ -132,7 +139,10 @@ class ThinkPrune(Section):
     Default: 4000, 3000, 2000, or policy.generation.max_new_tokens alone where that is given.
     """
     long_limit: PositiveInt | None = None
-    """Limit at which accuracy is measured for selection and report; null: the limit of the round."""
+    """Limit at which accuracy is measured for selection and report; null: the limit of the round.
+
+    NeMo-RL selects at the limit of the round whatever stands here.
+    """
     truncation: Literal["zero", "score_cut_text"] = "zero"
     """A response cut at the limit earns 0, or is scored as it stands, as the released ThinkPrune code did."""
     prompt_family: Literal["deepseek", "qwen", "plain"] = "deepseek"
@@ -155,7 +165,7 @@ class ThinkPrune(Section):
     scoring: Scoring = Field(default_factory=Scoring)
     """Scoring workers."""
     runtime: Runtime = Field(default_factory=Runtime)
-    """Processes of the local engine."""
+    """Processes."""
     control: Control = Field(default_factory=Control)
     """Control run."""
     warmup: Warmup | None = None

@@ -19,6 +19,8 @@ class Restriction:
     advice: str
 
 
+RECORDED = "the problems of every step are fixed and recorded in advance (ledger.jsonl)"
+"""Why neither engine chooses problems by itself."""
 _PROMPTS = "prompts are built by thinkprune.prompt_family; set null"
 _DATA = "it reads data_path, split, input_key, output_key, sources and max_samples; remove the key"
 _SCORED = "responses are scored by this program's own verifier; remove the key"

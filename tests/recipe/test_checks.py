@@ -5,7 +5,7 @@ import pytest
 from nemo_thinkprune.recipe.checks import ENGINES, check_recipe, updates_per_step
 from nemo_thinkprune.recipe.describe import describe_check
 from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.keys import default_value, walk
+from nemo_thinkprune.recipe.keys import walk
 from nemo_thinkprune.recipe.load import recipe_from_dict
 from nemo_thinkprune.recipe.local_support import RESTRICTIONS, TUNING
 from nemo_thinkprune.recipe.schema import Recipe
@@ -14,6 +14,7 @@ from nemo_thinkprune.recipe.support import value_at
 BASE = {
     "policy": {"model_name": "m"},
     "data": {"train": {"data_path": "p"}, "validation": {"data_path": "v"}},
+    "thinkprune": {"selection": {"baseline": "round_start"}},
 }
 
 
@@ -27,10 +28,53 @@ def complaint(*overrides, engine="local"):
     return str(caught.value)
 
 
-def test_the_defaults_pass_without_notes():
+def test_the_defaults_pass_but_for_the_baseline_without_notes():
     assert check_recipe(recipe()) == []
     [note] = check_recipe(recipe(), engine="nemo-rl")
     assert note.startswith("NeMo-RL validates as it trains")
+
+
+FIRST = "thinkprune.selection.baseline=first_round"
+LONG = "thinkprune.long_limit=4000"
+
+
+@pytest.mark.parametrize(
+    ("engine", "keys", "noted"),
+    [
+        ("local", [FIRST], True),
+        ("local", [FIRST, LONG], False),
+        ("local", [FIRST, "thinkprune.limits=[4000]"], False),
+        ("nemo-rl", [FIRST], True),
+        ("nemo-rl", [FIRST, LONG], True),
+        ("nemo-rl", [FIRST, "thinkprune.limits=[4000]"], False),
+        ("nemo-rl", [FIRST, "data.validation=null"], False),
+        ("nemo-rl", [], False),
+    ],
+)
+def test_accuracies_within_different_limits_are_not_compared_unnoticed(engine, keys, noted):
+    found = [note for note in check_recipe(recipe(*keys), engine=engine) if "selection.baseline" in note]
+    assert bool(found) is noted
+    if noted:
+        assert "compare accuracy within 2000 tokens with that within 4000" in found[0]
+        assert "set round_start" in found[0]
+        assert ("thinkprune.long_limit" in found[0]) is (engine == "local")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keys", [["grpo.max_val_samples=60"], ["grpo.max_val_samples=300"]])
+def test_any_number_of_validation_problems_goes(engine, keys):
+    check_recipe(recipe(*keys), engine=engine)
+
+
+PACKED, BY_COUNT = "policy.sequence_packing.enabled=true", "policy.sequence_packing.enabled=false"
+BY_TOKENS = "policy.dynamic_batching.enabled=true"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("keys", [[PACKED], [BY_COUNT, BY_TOKENS]])
+def test_micro_batches_by_tokens_need_not_divide_an_update(engine, keys):
+    sizes = ["grpo.num_prompts_per_step=6", "grpo.num_generations_per_prompt=8"]
+    check_recipe(recipe(*sizes, *keys, "policy.train_micro_batch_size=64"), engine=engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -78,8 +122,6 @@ def test_the_defaults_pass_without_notes():
             "logprob_chunk_size needs",
             "defer_fp32_logits=true",
         ),
-        (["grpo.max_val_samples=60"], "NeMo-RL would validate nothing", "set grpo.val_batch_size=60"),
-        (["grpo.max_val_samples=300"], "would leave 44 out", "set 256"),
         (["policy.megatron_cfg.enabled=false"], "trains on Megatron-Core", "megatron_cfg.enabled=true"),
         (["policy.dtensor_cfg.enabled=true"], "trains on Megatron-Core", "dtensor_cfg.enabled=false"),
         (["policy.optimizer={name: x}"], "DTensor backend", "policy.megatron_cfg.optimizer"),
@@ -95,7 +137,17 @@ def test_the_defaults_pass_without_notes():
         (["cluster.gpus_per_node=8", "policy.megatron_cfg.tensor_model_parallel_size=3"], "= 8 ranks cannot",
          "use a multiple of 3 ranks"),
         (["cluster.gpus_per_node=3"], "cannot be shared by 3 data-parallel ranks", "make it a multiple"),
-        (["policy.train_micro_batch_size=3"], "is not a multiple of train_micro_batch_size x", "3 x 1"),
+        (
+            ["policy.train_micro_batch_size=3", "policy.sequence_packing.enabled=false"],
+            "is not a multiple of train_micro_batch_size x",
+            "3 x 1; enable policy.sequence_packing",
+        ),
+        (
+            ["grpo.num_prompts_per_step=6", "grpo.num_generations_per_prompt=2", "cluster.gpus_per_node=3",
+             "policy.train_global_batch_size=4"],
+            "train_global_batch_size = 4 is not a multiple of 3 data-parallel ranks",
+            "a multiple",
+        ),
         (["policy.megatron_cfg.sequence_parallel=true"], "sequence_parallel needs", "set false"),
         (["policy.megatron_cfg.num_layers_in_first_pipeline_stage=2"], "more than one pipeline stage", "set null"),
     ],
@@ -148,15 +200,6 @@ def test_what_the_local_engine_cannot_honour_is_an_error_only_there(rule):
         check_recipe(loaded, engine="nemo-rl")
     except UserError as error:
         assert "local engine" not in str(error)
-
-
-def test_the_defaults_are_among_the_allowed_values():
-    for rule in RESTRICTIONS:
-        try:
-            default = default_value(Recipe, tuple(rule.path.split(".")))
-        except KeyError:
-            continue
-        assert default in rule.allowed, rule.path
 
 
 @pytest.mark.parametrize("path", TUNING)

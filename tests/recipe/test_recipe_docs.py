@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.describe import describe_check
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.keys import dotted, walk
@@ -25,7 +26,7 @@ policy:
 """,
     "my2.yaml": """\
 defaults: thinkprune.yaml
-grpo: {overlong_filtering: true, max_val_samples: 60}
+grpo: {overlong_filtering: true}
 policy:
   generation: {top_p: 0.95}
   megatron_cfg: {tensor_model_parallel_size: 3, context_parallel_size: 2}
@@ -66,6 +67,16 @@ def test_the_shown_layout_is_real():
     printed = describe_check(load_recipe("qwq-32b-4k-8n8g-async"), engine="nemo-rl")
     layout = "layout\n" + printed.partition("\nlayout\n")[2].partition("\nrounds (")[0]
     assert f"$ thinkprune check qwq-32b-4k-8n8g-async --engine nemo-rl\n...\n{layout}\n...\n```" in TEXT
+
+
+def test_the_example_of_a_key_that_one_engine_cannot_honour():
+    [named] = re.findall(r"such as\n`([a-z_.]+)` on the local engine", TEXT)
+    loaded = load_recipe("thinkprune", [f"{named}=true"])
+    with pytest.raises(UserError, match=f"{named} = True: the local engine cannot honour this"):
+        check_recipe(loaded)
+    with pytest.raises(UserError) as caught:  # for what it needs besides, not for itself
+        check_recipe(loaded, engine="nemo-rl")
+    assert f"{named} = True" not in str(caught.value)
 
 
 def test_every_key_that_is_named_exists():

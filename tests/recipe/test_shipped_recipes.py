@@ -104,6 +104,36 @@ def test_every_shipped_recipe_says_what_it_is_and_what_was_not_run(file):
         assert "# GPUs:" in text and "# Not run:" in text
 
 
+LARGE = [file for file in SHIPPED if re.match("qwq-|deepscaler-|r1-", file.stem)]
+
+
+@pytest.mark.parametrize("file", LARGE, ids=lambda file: file.stem)
+def test_the_header_says_how_nemo_rl_samples_in_validation(file):
+    recipe = load_recipe(file)
+    training, paper = recipe.policy.generation, recipe.thinkprune.validation
+    here, there = (
+        f"{training.temperature:g} and top_p {training.top_p:g}",
+        f"{paper.temperature} and {paper.top_p}",
+    )
+    sentence = f"Validation under NeMo-RL samples at temperature {here}, not at thinkprune.yaml's {there}."
+    assert sentence in header(file)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_a_recipe_of_rounds_compares_accuracies_within_one_limit(file):
+    notes = [note for engine in engines(file) for note in check_recipe(load_recipe(file), engine=engine)]
+    skewed = [note for note in notes if "thinkprune.selection.baseline" in note]
+    if file.stem.endswith("-rounds"):
+        assert load_recipe(file).thinkprune.selection.baseline == "round_start"
+        assert len(load_recipe(file).thinkprune.limits) > 1 and not skewed
+    elif file.stem not in (
+        "thinkprune",
+        "thinkprune-as-released",
+        "quickstart",
+    ):  # rounds of the local engine too
+        assert not skewed
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_our_reading_of_a_shipped_recipe_is_that_of_a_plain_yaml_reader(file):
     # Numbers are written as 1.0e-6, which every YAML reader takes for a number.

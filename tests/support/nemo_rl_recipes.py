@@ -7,6 +7,7 @@ from nemo_thinkprune.recipe.load import recipe_from_dict
 BASE = {
     "policy": {"model_name": "m"},
     "data": {"train": {"data_path": "p"}, "validation": {"data_path": "v"}},
+    "thinkprune": {"selection": {"baseline": "round_start"}},
 }
 VLLM, MEGATRON = "policy.generation.vllm_cfg", "policy.megatron_cfg"
 COLOCATED = "policy.generation.colocated"
