@@ -208,6 +208,15 @@ def test_a_round_on_a_cluster_names_the_model_and_has_its_tokenizer(hub, checkou
     assert hub[1] == [("org/big", on_cpu)]
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_rounds_on_nemo_rl_keep_every_checkpoint(hub, checkout, tmp_path, started, on_cpu):
+    choice = commands.EngineChoice("nemo-rl", checkout, on_cpu)
+    few = [*HUB, "checkpointing.keep_top_k=2"]
+    with pytest.raises(UserError, match=r"keep_top_k must be null: the rule chooses among all checkpoints"):
+        commands.prune("thinkprune", few, tmp_path / "run", say=print, engine=choice)
+    assert started == []
+
+
 def test_a_model_is_checked_for_the_engine_before_and_after_it_is_found(hub, tmp_path):
     names = []
     engine = partial(lambda recipe: names.append(recipe.policy.model_name))
