@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import repeatable
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.layers import parse_override
@@ -24,6 +25,7 @@ values = st.recursive(
 )
 
 
+@repeatable(200)
 @given(path=st.lists(names, min_size=1, max_size=4), value=values)
 def test_any_value_survives_being_written_as_json(path, value):
     parts, parsed = parse_override(f"{'.'.join(path)}={json.dumps(value).replace(' #', ESCAPED_COMMENT)}")
@@ -32,6 +34,7 @@ def test_any_value_survives_being_written_as_json(path, value):
     assert type(parsed) is type(value)
 
 
+@repeatable(200)
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_in_any_notation_are_numbers(number):
     for text in (repr(number), f"{number:e}", f"{number:E}", f"{number:.17g}"):
@@ -39,6 +42,7 @@ def test_numbers_in_any_notation_are_numbers(number):
         assert isinstance(plain_value(text), int | float)
 
 
+@repeatable(200)
 @given(text=st.text())
 def test_parsing_either_works_or_says_why(text):
     try:
