@@ -19,7 +19,7 @@ from typing import Any
 
 from bench_reward import responses
 
-from nemo_thinkprune.cluster.find import SHIM, find_nemo_rl, link_packages, python_path
+from nemo_thinkprune.cluster.find import SHIM, find_nemo_rl, copy_packages, python_path
 from nemo_thinkprune.cluster.responses import Response
 
 _HANGING = r"\boxed{\operatorname{ones}(9999,9999)}"
@@ -60,7 +60,7 @@ def main() -> None:
 def with_nemo_rl() -> None:
     """Makes NeMo-RL importable here and in the actors."""
     found = find_nemo_rl()
-    os.environ["PYTHONPATH"] = python_path(found, link_packages(Path(tempfile.mkdtemp())))
+    os.environ["PYTHONPATH"] = python_path(found, copy_packages(Path(tempfile.mkdtemp())))
     if sys.version_info < (3, 12):
         sys.path.insert(0, str(SHIM))
         sys.modules.pop("sitecustomize", None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def python_path(found: NemoRL, packages: Path) -> str:
     """PYTHONPATH for every process of a run: our packages, NeMo-RL, and on Python 3.11 what it lacks there.
 
     It is the one setting that reaches driver, environments and workers alike (NeMo-RL hands its own
-    environment on to all of them).  `packages` is what `link_packages` made: the workers have Pythons of their
+    environment on to all of them).  `packages` is what `copy_packages` made: the workers have Pythons of their
     own, in which nothing else of this one must be found.
     """
     shim = [str(SHIM)] if sys.version_info < (3, 12) else []
@@ -72,14 +73,28 @@ def python_path(found: NemoRL, packages: Path) -> str:
     return os.pathsep.join([*shim, str(packages), *checkout, *filter(None, given.split(os.pathsep))])
 
 
-def link_packages(folder: Path) -> Path:
-    """A folder that holds this program's two packages and nothing else, as links; the absolute path."""
-    folder.mkdir(parents=True, exist_ok=True)
+def copy_packages(folder: Path) -> Path:
+    """A folder that holds copies of this program's two packages and nothing else; its absolute path.
+
+    Copies, so that every node finds them where the run folder is, a run keeps what it was run with, and workers
+    that start days later are not of another version.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     for package in (nemo_thinkprune, checkpoints_tools):
-        link, target = folder / package.__name__, Path(package.__path__[0]).resolve()
-        if not link.exists() or link.resolve() != target:
-            link.unlink(missing_ok=True)
-            link.symlink_to(target, target_is_directory=True)
+        aside = folder / f".{package.__name__}"
+        target = folder / package.__name__
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in (aside, target):
+                shutil.rmtree(stale, ignore_errors=True)
+            shutil.copytree(package.__path__[0], aside, ignore=shutil.ignore_patterns("__pycache__"))
+            os.rename(aside, target)
+        except (OSError, shutil.Error) as error:
+            raise UserError(
+                f"cannot copy this program into {folder}: {error}; give another --run-dir"
+            ) from None
     return folder.resolve()
 
 

@@ -30,6 +30,8 @@ def master_config(job: Job, plan: DataPlan, *, end_ids: Sequence[int]) -> dict[s
     config["loss_fn"]["reference_policy_kl_penalty"] = abs(job.recipe.loss_fn.reference_policy_kl_penalty)
     config["policy"] |= _policy(job)
     config["policy"]["generation"] |= _generation(job, end_ids)
+    # A run may be continued for more or fewer steps; Megatron otherwise insists on those it was saved with.
+    config["policy"]["megatron_cfg"]["scheduler"]["override_opt_param_scheduler"] = True
     config["data"] |= _data(job)
     config["env"] = _environments(job.recipe)
     config["checkpointing"] |= _checkpointing(job, plan)

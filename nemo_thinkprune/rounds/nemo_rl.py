@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nemo_thinkprune.cluster.find import SUPPORTED, NemoRL, find_nemo_rl, link_packages, python_path
+from nemo_thinkprune.cluster.find import SUPPORTED, NemoRL, copy_packages, find_nemo_rl, python_path
 from nemo_thinkprune.cluster.resume import refuse_foreign
 from nemo_thinkprune.recipe.check_files import check_files
 from nemo_thinkprune.recipe.checks import check_recipe
@@ -21,7 +21,7 @@ from nemo_thinkprune.training.supervisor import run_job
 DRIVER = "nemo_thinkprune.cluster.driver:run"
 GPU_THREADS = "16"
 PACKAGES = "python"
-"""Folder of a run from which NeMo-RL's processes import this program."""
+"""Folder of an attempt from which NeMo-RL's processes import this program."""
 
 
 def nemo_rl_engine(*, root: Path | None, on_cpu: bool) -> Engine:
@@ -65,8 +65,18 @@ def run_on_nemo_rl(job: Job, *, found: NemoRL, on_cpu: bool) -> None:
         return
     # before the folder is said to be NeMo-RL's
     refuse_foreign(job.run_dir / job.recipe.checkpointing.checkpoint_dir)
-    environment = {"PYTHONPATH": python_path(found, link_packages(job.run_dir / PACKAGES))}
-    if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
-        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)
+    environment = partial(driver_environment, found=found, on_cpu=on_cpu)
     drive = partial(run_job, entry=DRIVER, processes=1, environment=environment)
     run_with_progress(replace(job, engine="nemo-rl", on_cpu=on_cpu), run=drive)
+
+
+def driver_environment(attempt: Path, *, found: NemoRL, on_cpu: bool) -> dict[str, str]:
+    """What the driver of an attempt, and through it every process of NeMo-RL, has in its environment.
+
+    Raises:
+        UserError: this program cannot be copied into the attempt's folder.
+    """
+    environment = {"PYTHONPATH": python_path(found, copy_packages(attempt / PACKAGES))}
+    if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
+        environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)
+    return environment

@@ -83,15 +83,15 @@ def run_job(
     on_event: Callable[[Event], None] | None = None,
     entry: str = DEFAULT_ENTRY,
     processes: int | None = None,
-    environment: Mapping[str, str] | None = None,
+    environment: Callable[[Path], Mapping[str, str]] | None = None,
 ) -> None:
     """Run `job` on all of its ranks and return when it is done.
 
     SIGTERM and SIGUSR1 ask the ranks to save at the next step boundary and leave; an evaluation, which has
     nothing to save, is ended at once.  `entry` names the function "package.module:function" that every rank
     calls with the job and its `worker.RankContext`.  `processes` is the number of ranks to start, where it is
-    not the job's world size: an engine that starts its own workers is one process here.  `environment` is added
-    to that of the ranks.
+    not the job's world size: an engine that starts its own workers is one process here.  `environment`
+    gives, from the folder of this attempt, what is added to that of the ranks.
 
     Raises:
         UserError: A worker found one; another process uses the run folder; or it has a run of other settings.
@@ -108,9 +108,8 @@ def run_job(
             attempt = new_attempt(job.run_dir)
             job.write(attempt / JOB_FILE)
             world = job.world_size if processes is None else processes
-            start = partial(
-                start_rank, job, attempt, world=world, entry=entry, lock=lock, environment=environment or {}
-            )
+            added = {} if environment is None else environment(attempt)
+            start = partial(start_rank, job, attempt, world=world, entry=entry, lock=lock, environment=added)
             crew = Crew(world, start, attempt, lock)
             verdict = _run_attempt(job, crew, stop, on_event or (lambda event: None))
     if isinstance(verdict, Failure):

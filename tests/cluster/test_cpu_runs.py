@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 from support.nemo_rl import require_nemo_rl
 from support.tiny_runs import WEIGHTS, make_root, train_job
 
-from nemo_thinkprune.cluster.find import link_packages, python_path
-from nemo_thinkprune.rounds.nemo_rl import DRIVER
+from nemo_thinkprune.cluster.find import NemoRL
+from nemo_thinkprune.rounds.nemo_rl import DRIVER, driver_environment
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.supervisor import Event, JobFailed, JobStopped, run_job
 
@@ -27,16 +28,15 @@ RAY = ("raylet", "gcs_server", "ray::")
 
 
 @pytest.fixture(scope="module")
-def nemo_rl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of NeMo-RL's processes."""
+def nemo_rl() -> NemoRL:
     found = require_nemo_rl()
     if not found.version.startswith("0.7"):
         pytest.skip(f"the CPU worker serves NeMo-RL 0.7, not {found.version}")
-    return {"PYTHONPATH": python_path(found, link_packages(tmp_path_factory.mktemp("python")))}
+    return found
 
 
 @pytest.fixture(scope="module")
-def recipe(nemo_rl: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def recipe(nemo_rl: NemoRL, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from nemo_thinkprune.recipe.load import with_values
 
     made = make_root(tmp_path_factory.mktemp("root"))
@@ -44,12 +44,13 @@ def recipe(nemo_rl: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def drive(nemo_rl: dict[str, str]) -> Callable[..., Path]:
+def drive(nemo_rl: NemoRL) -> Callable[..., Path]:
     """Run a job on NeMo-RL."""
 
     def run(job: Job, on_event: Callable[[Event], None] | None = None) -> Path:
         job = replace(job, engine="nemo-rl", on_cpu=True)
-        run_job(job, entry=DRIVER, processes=1, environment=nemo_rl, on_event=on_event)
+        environment = partial(driver_environment, found=nemo_rl, on_cpu=True)
+        run_job(job, entry=DRIVER, processes=1, environment=environment, on_event=on_event)
         return job.run_dir
 
     return run

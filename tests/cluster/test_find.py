@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import nemo_thinkprune
 from nemo_thinkprune.cluster import find
-from nemo_thinkprune.cluster.find import NemoRL, find_nemo_rl, link_packages, python_path
+from nemo_thinkprune.cluster.find import NemoRL, copy_packages, find_nemo_rl, python_path
 from nemo_thinkprune.recipe.errors import UserError
 
 
@@ -55,7 +56,7 @@ def test_another_folder_is_refused(tmp_path):
 
 def test_processes_import_this_program_and_nothing_else_of_its_python(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/given")
-    packages = link_packages(tmp_path / "python")
+    packages = copy_packages(tmp_path / "python")
     assert sorted(item.name for item in packages.iterdir()) == ["checkpoints_tools", "nemo_thinkprune"]
     path = python_path(find_nemo_rl(checkout), packages).split(":")
     assert path[-3:] == [str(packages), str(checkout.resolve()), "/given"]
@@ -69,9 +70,16 @@ def test_processes_import_this_program_and_nothing_else_of_its_python(checkout, 
     assert ran.stdout.strip() == str(packages / "nemo_thinkprune" / "__init__.py")
 
 
-def test_links_follow_a_program_that_moved(tmp_path):
-    packages = link_packages(tmp_path)
-    (packages / "nemo_thinkprune").unlink()
-    (packages / "nemo_thinkprune").symlink_to(tmp_path / "gone")
-    link_packages(tmp_path)
-    assert (packages / "nemo_thinkprune" / "__init__.py").samefile(nemo_thinkprune.__file__)
+def test_a_copy_is_whole_and_replaces_an_earlier_one(tmp_path):
+    packages = copy_packages(tmp_path)
+    (packages / "nemo_thinkprune" / "left_over.py").touch()
+    copy_packages(tmp_path)
+    copied, own = packages / "nemo_thinkprune", Path(nemo_thinkprune.__file__).parent
+    names = {path.relative_to(own) for path in own.rglob("*.py")}
+    assert {path.relative_to(copied) for path in copied.rglob("*.py")} == names
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="give another --run-dir"):
+        copy_packages(tmp_path / "file" / "python")

@@ -61,17 +61,20 @@ def test_training_is_one_process_that_finds_nemo_rl_and_knows_its_engine(checkou
     ((job, how),) = started
     assert (job.engine, job.on_cpu, job.limit) == ("nemo-rl", on_cpu, 9)
     assert (how["entry"], how["processes"]) == ("nemo_thinkprune.cluster.driver:run", 1)
-    assert str(checkout) in how["environment"]["PYTHONPATH"].split(os.pathsep)
+    path = how["environment"](root / "attempt")["PYTHONPATH"].split(os.pathsep)
+    assert {str(checkout), str(root / "attempt" / "python")} <= set(path)
 
 
 def test_processes_that_feed_gpus_get_more_threads_than_a_rank_on_a_cpu(checkout, root, started, monkeypatch):
+    def threads(*, on_cpu):
+        nemo_rl.nemo_rl_engine(root=checkout, on_cpu=on_cpu).run(job_of(root))
+        return started[-1][1]["environment"](root / "attempt").get("OMP_NUM_THREADS")
+
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    nemo_rl.nemo_rl_engine(root=checkout, on_cpu=False).run(job_of(root))
+    assert threads(on_cpu=False) == nemo_rl.GPU_THREADS
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    nemo_rl.nemo_rl_engine(root=checkout, on_cpu=False).run(job_of(root))
-    nemo_rl.nemo_rl_engine(root=checkout, on_cpu=True).run(job_of(root))
-    threads = [how["environment"].get("OMP_NUM_THREADS") for _, how in started]
-    assert threads == [nemo_rl.GPU_THREADS, "5", None]
+    assert threads(on_cpu=False) == "5"
+    assert threads(on_cpu=True) is None
 
 
 def test_an_evaluation_is_the_local_engines(checkout, root, started):

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from nemo_thinkprune.cluster.find import link_packages, python_path
+from nemo_thinkprune.cluster.find import copy_packages, python_path
 from support.nemo_rl import require_nemo_rl
 
 
@@ -20,7 +20,7 @@ def ray_here(*, gpus: int = 0) -> Iterator[None]:
     import ray
 
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setenv("PYTHONPATH", python_path(found, link_packages(Path(folder))))
+        patch.setenv("PYTHONPATH", python_path(found, copy_packages(Path(folder))))
         ray.init(
             address="local",
             num_cpus=4,

@@ -67,7 +67,7 @@ def test_an_engine_with_workers_of_its_own_is_one_process_with_its_own_environme
         on_event=events.append,
         entry="fake_entries:tell_place",
         processes=1,
-        environment={"PYTHONPATH": path, "OMP_NUM_THREADS": "7"},
+        environment=lambda attempt: {"PYTHONPATH": path, "OMP_NUM_THREADS": "7"},
     )
     assert [event.extra for event in events] == [{"world": 1, "path": path, "threads": "7", "searched": True}]
 
