@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_thinkprune.recipe.derived import padding
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file
 from nemo_thinkprune.recipe.local_support import unsupported_in_model
@@ -66,16 +67,26 @@ def check_layout(recipe: Recipe) -> Iterator[str]:
     yield from _shares(recipe, layout)
     if policy.megatron_cfg.sequence_parallel and layout.tp == 1:
         yield "policy.megatron_cfg.sequence_parallel needs tensor_model_parallel_size above 1; set false"
-    if policy.make_sequence_length_divisible_by % layout.tp:
-        yield (
-            f"policy.make_sequence_length_divisible_by = {policy.make_sequence_length_divisible_by} is not a "
-            f"multiple of the tensor parallel size {layout.tp}; remove the key"
-        )
+    yield from _padding(recipe, layout)
     megatron = policy.megatron_cfg
     ends = (megatron.num_layers_in_first_pipeline_stage, megatron.num_layers_in_last_pipeline_stage)
     if ends != (None, None) and layout.pp == 1:
         yield "num_layers_in_first_pipeline_stage and _last_ need more than one pipeline stage; set null"
     yield from _against_model(recipe, layout)
+
+
+def _padding(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
+    """Yield a message when padded sequences cannot be shared by the ranks that hold a copy of the model."""
+    given = recipe.policy.make_sequence_length_divisible_by
+    if given % padding(tensor=layout.tp, context=layout.cp):
+        sizes, product = "the tensor parallel size", f"{layout.tp}"
+        if layout.cp > 1:
+            sizes = "tensor parallel size x 2 x context parallel size ="
+            product = f"{layout.tp} x 2 x {layout.cp} = {padding(tensor=layout.tp, context=layout.cp)}"
+        yield (
+            f"policy.make_sequence_length_divisible_by = {given} is not a multiple of {sizes} {product}; "
+            "remove the key"
+        )
 
 
 def _shares(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:

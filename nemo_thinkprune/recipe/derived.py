@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -33,12 +34,23 @@ def product(left: str, right: str) -> Rule:
     return rule
 
 
-def room_for(tokens: int) -> int:
+def room_for(tokens: int, *, multiple: int = 1) -> int:
     """Return the sequence length for prompts and responses of at most `tokens` together: a multiple of 64 above.
 
     One token more at least: NeMo-RL takes a response that fills the sequence for truncated even if it is finished.
+    Also a multiple of `multiple`, to which sequences are padded before they are packed into rows of that length.
     """
-    return (tokens // 64 + 1) * 64
+    step = math.lcm(64, multiple)
+    return (tokens // step + 1) * step
+
+
+def padding(*, tensor: int, context: int) -> int:
+    """Return what the length of a packed sequence must be a multiple of, to be shared by the ranks of a model.
+
+    Tensor parallelism with sequence parallelism splits it into one part a rank, context parallelism into two
+    (NeMo-RL v0.7.0, models/megatron/data.py, _get_pack_sequence_parameters_for_megatron).
+    """
+    return tensor * (2 * context if context > 1 else 1)
 
 
 def _precision_is(name: str) -> Rule:
@@ -56,7 +68,17 @@ def _first_limit(get: Get, has: Has) -> Any:
 
 def _total_length(get: Get, has: Has) -> Any:
     longest = max(get("policy.generation.max_new_tokens"), *get("thinkprune.limits"))
-    return room_for(get("data.max_input_seq_length") + longest)
+    return room_for(get("data.max_input_seq_length") + longest, multiple=max(1, get(_DIVISIBLE)))
+
+
+def _padding(get: Get, has: Has) -> Any:
+    sizes = {
+        "tensor": get(f"{_MEGATRON}.tensor_model_parallel_size"),
+        "context": get(f"{_MEGATRON}.context_parallel_size"),
+    }
+    if not all(isinstance(size, int) for size in sizes.values()):
+        raise TypeError("parallel sizes must be whole numbers")
+    return padding(**sizes)
 
 
 def _chunked(get: Get, has: Has) -> Any:
@@ -65,6 +87,7 @@ def _chunked(get: Get, has: Has) -> Any:
 
 _MEGATRON = "policy.megatron_cfg"
 _TOTAL = "policy.max_total_sequence_length"
+_DIVISIBLE = "policy.make_sequence_length_divisible_by"
 _MICRO, _LOGPROB = "policy.train_micro_batch_size", "policy.logprob_batch_size"
 _ESTIMATOR = "grpo.adv_estimator"
 
@@ -82,7 +105,7 @@ DERIVED: Mapping[str, Rule] = MappingProxyType(
         "policy.pretrained_checkpoint": twin("checkpointing.pretrained_checkpoint", None),
         _LOGPROB: follows(_MICRO),
         _TOTAL: _total_length,
-        "policy.make_sequence_length_divisible_by": follows(f"{_MEGATRON}.tensor_model_parallel_size"),
+        _DIVISIBLE: _padding,
         "policy.dynamic_batching.train_mb_tokens": product(_TOTAL, _MICRO),
         "policy.dynamic_batching.logprob_mb_tokens": product(_TOTAL, _LOGPROB),
         "policy.sequence_packing.train_mb_tokens": product(_TOTAL, _MICRO),

@@ -182,7 +182,8 @@ class Policy(Section):
     max_total_sequence_length: PositiveInt
     """Prompt and response tokens in training.
 
-    Default: the next multiple of 64 above data.max_input_seq_length + the largest limit.
+    Default: the next multiple of 64, and of make_sequence_length_divisible_by, above data.max_input_seq_length
+    + the largest limit.
     """
     precision: Precision = "bfloat16"
     """Type of weights and activations."""
@@ -195,7 +196,10 @@ class Policy(Section):
     refit_buffer_size_gb: PositiveFloat | None = absent()
     """Buffer for handing weights to the rollout engine."""
     make_sequence_length_divisible_by: PositiveInt
-    """Sequences are padded to a multiple of this.  Follows the tensor parallel size."""
+    """Sequences are padded to a multiple of this.
+
+    Default: the tensor parallel size, with context parallelism x 2 x its size.
+    """
     max_grad_norm: NonNegativeFloat = 1.0
     """Largest gradient norm; megatron_cfg.optimizer.clip_grad follows."""
     dynamic_batching: DynamicBatching
