@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.torch_dist.read import read_index
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import fsync_dir
 from nemo_thinkprune.training.checkpoint_files import (
+    TRAINING_INFO,
     WEIGHTS,
     Checkpoint,
     all_checkpoints,
@@ -25,6 +31,16 @@ from nemo_thinkprune.training.run_folder import METRICS, ROLLOUTS, RunFolder
 
 # Written after the weights; `setup` reads it.
 DATA_LOADER = "train_dataloader.pt"
+# The asynchronous trainer alone writes it, and reads it where it is.
+REPLAY_BUFFER = "replay_buffer.pt"
+# What is not sharded; without it NeMo-RL would begin with a new optimizer and not say so.
+COMMON = f"{WEIGHTS}/common.pt"
+
+_STEP = re.compile(r"step_\d+")
+# How `read_index` words what no reader can do with a folder. Of all else that it refuses NeMo-RL may know more:
+# a checkpoint that is only unusual must not be taken away.
+_DAMAGE = (" is truncated: ", " is missing; ", " is damaged", " is not a readable pickle: ")
+_TOO_LARGE = "too much memory"
 
 
 def prepare(
@@ -34,6 +50,9 @@ def prepare(
 
     NeMo-RL resumes from the highest `step_N` whatever is in it, and writes a checkpoint into a `tmp_step_N` that a
     killed run may have left.  Damaged checkpoints are renamed to `damaged_step_N`, and `note` is told.
+
+    Files that are missing, cut or empty are found, and so is a checkpoint of another step.  Other bytes inside a
+    `.distcp` file than were written are not: NeMo-RL keeps no digests, and reading all weights takes too long.
 
     Args:
         run_dir: the run folder.
@@ -46,14 +65,17 @@ def prepare(
         UserError: The local engine wrote the newest checkpoint: NeMo-RL cannot read its optimizer and position.
     """
     remove_stale(checkpoints)
+    for path in _no_folders(checkpoints):
+        moved = _set_aside(path)
+        note(f"{path.name} is no folder, which NeMo-RL would resume from, and is now {moved.name}")
     step = 0
     for found in all_checkpoints(checkpoints):
         _refuse_if_local(found.path)
-        problems = _problems(found.path)
+        problems = _problems(found)
         if not problems:
             step = found.step
             break
-        moved = _set_aside(found)
+        moved = _set_aside(found.path)
         note(f"checkpoint {found.path.name} is not whole and is now {moved.name}: {'; '.join(problems)}")
     RunFolder(run_dir, write=True).truncate_after(step)
     if step > 0:
@@ -61,11 +83,50 @@ def prepare(
     return step
 
 
-def _problems(path: Path) -> list[str]:
-    problems = verify_checkpoint(path, require_manifest=False)
-    if not (path / DATA_LOADER).is_file():
-        problems.append(f"{DATA_LOADER} is missing")
-    return problems
+def _no_folders(checkpoints: Path) -> list[Path]:
+    """What is called `step_N` and is no folder; NeMo-RL goes by the name."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(path for path in checkpoints.iterdir() if _STEP.fullmatch(path.name) and not path.is_dir())
+
+
+def _problems(found: Checkpoint) -> list[str]:
+    problems = verify_checkpoint(found.path, require_manifest=False)
+    problems += _archive_problems(found.path, DATA_LOADER) + _archive_problems(found.path, COMMON)
+    if (found.path / REPLAY_BUFFER).exists():
+        problems += _archive_problems(found.path, REPLAY_BUFFER)
+    return problems or _step_problems(found) + _weights_problems(found.path / WEIGHTS)
+
+
+def _step_problems(found: Checkpoint) -> list[str]:
+    info = training_info(found.path)
+    # The asynchronous trainer counts in current_step alone.
+    step = info.get("total_steps") or info.get("current_step")
+    return [] if step == found.step else [f"{TRAINING_INFO} is of step {step}"]
+
+
+def _archive_problems(folder: Path, name: str) -> list[str]:
+    """What is wrong with a file of torch.save's, whose parts have checksums; nothing in it is unpickled."""
+    try:
+        with zipfile.ZipFile(folder / name) as archive:
+            return [] if archive.testzip() is None else [f"{name} is damaged"]
+    except FileNotFoundError:
+        return [f"{name} is missing"]
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError):
+        return [f"{name} is damaged"]
+
+
+def _weights_problems(folder: Path) -> list[str]:
+    """Files that are shorter than `.metadata` says, or whose records do not begin and end as they should."""
+    try:
+        json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        read_index(folder)
+    except CheckpointError as error:
+        what = str(error)
+        return [what] if any(sign in what for sign in _DAMAGE) and _TOO_LARGE not in what else []
+    except ValueError:
+        return [f"{WEIGHTS}/metadata.json is damaged"]
+    return []
 
 
 def refuse_foreign(checkpoints: Path) -> None:
@@ -86,11 +147,11 @@ def _refuse_if_local(path: Path) -> None:
         )
 
 
-def _set_aside(found: Checkpoint) -> Path:
-    name = f"damaged_{found.path.name}"
-    taken = sum(1 for _ in found.path.parent.glob(f"{name}*"))
-    moved = found.path.with_name(f"{name}_{taken + 1}" if taken else name)
-    os.rename(found.path, moved)
+def _set_aside(path: Path) -> Path:
+    name = f"damaged_{path.name}"
+    taken = sum(1 for _ in path.parent.glob(f"{name}*"))
+    moved = path.with_name(f"{name}_{taken + 1}" if taken else name)
+    os.rename(path, moved)
     fsync_dir(moved.parent)
     return moved
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints_tools.torch_dist.index import Chunk, DistIndex, DistTensor
+from checkpoints_tools.torch_dist.write import common_pt, metadata_json, write_metadata
+
 Json = dict[str, Any]
 WEIGHTS = Path("policy/weights/iter_0000000")
 
@@ -93,13 +96,18 @@ def timers(*, saved: bool, validated: bool) -> Json:
 
 
 def save(folder: Path, step: int, **info: Any) -> None:
-    """A checkpoint as NeMo-RL leaves it, without weights worth the name."""
+    """A checkpoint as NeMo-RL leaves it, with one small tensor for weights."""
     aside = folder / f"tmp_step_{step}"
     (aside / WEIGHTS).mkdir(parents=True)
     (aside / "training_info.json").write_text(json.dumps({"total_steps": step, **info}))
-    for name in (".metadata", "metadata.json"):
-        (aside / WEIGHTS / name).write_text("{}")
-    (aside / "train_dataloader.pt").write_bytes(b"state")
+    chunk = Chunk((0,), (64,), "__0_0.distcp", record=0, record_bytes=256, payload=-1)
+    key = "optimizer.state.exp_avg.weight"
+    index = DistIndex(aside / WEIGHTS, {key: DistTensor(key, "F32", (64,), (chunk,))})
+    weights = {".metadata": write_metadata(index), chunk.file: b"x" * chunk.record_bytes}
+    weights |= {"common.pt": common_pt(), "metadata.json": metadata_json()}
+    for name, content in weights.items():
+        (aside / WEIGHTS / name).write_bytes(content)
+    (aside / "train_dataloader.pt").write_bytes(common_pt(iteration=step))  # an archive of torch.save's too
     aside.rename(folder / f"step_{step}")
 
 
