@@ -11,6 +11,7 @@ from itertools import pairwise
 from nemo_thinkprune.recipe import local_support, nemo_rl_support
 from nemo_thinkprune.recipe.checks_layout import check_layout
 from nemo_thinkprune.recipe.checks_loss import check_ratios, check_sampler_correction
+from nemo_thinkprune.recipe.checks_megatron import check_megatron
 from nemo_thinkprune.recipe.checks_nemo_rl import check_nemo_rl
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
@@ -47,7 +48,8 @@ def check_recipe(recipe: Recipe, *, engine: str = "local", on_cpu: bool = False)
     if engine == "local":
         checks.append(local_support.unsupported)
     else:
-        checks += [partial(check, on_cpu=on_cpu) for check in (check_nemo_rl, nemo_rl_support.unsupported)]
+        of_nemo_rl = (check_nemo_rl, check_megatron, nemo_rl_support.unsupported)
+        checks += [partial(check, on_cpu=on_cpu) for check in of_nemo_rl]
     problems = [problem for check in checks for problem in check(recipe)]
     if problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"

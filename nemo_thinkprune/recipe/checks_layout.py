@@ -151,16 +151,23 @@ def _read_config(file: Path) -> Mapping[str, Any] | str:
     return config if isinstance(config, dict) else f"{file} is not a JSON object"
 
 
-def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
-    """Yield messages on the recipe's model, be it a folder or a checkpoint; one on the hub is not known yet."""
+def model_config(recipe: Recipe) -> Mapping[str, Any] | str | None:
+    """Return the config.json of the recipe's model, be it a folder or a checkpoint, or what is wrong with it.
+
+    None: the model is on the hub and not known yet.
+    """
     try:
         folder = Path(locate(recipe.policy.model_name).folder)
     except UserError as error:
-        yield f"policy.model_name: {error}"
+        return f"policy.model_name: {error}"
+    return _read_config(folder / "config.json") if is_file(folder / "config.json") else None
+
+
+def _against_model(recipe: Recipe, layout: WorldLayout) -> Iterator[str]:
+    """Yield messages on the recipe's model, where it is known."""
+    config = model_config(recipe)
+    if config is None:
         return
-    if not is_file(folder / "config.json"):
-        return
-    config = _read_config(folder / "config.json")
     if isinstance(config, str):
         yield config
         return

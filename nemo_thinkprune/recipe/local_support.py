@@ -51,7 +51,7 @@ RESTRICTIONS = (
     ),
     Restriction("policy.megatron_cfg.expert_model_parallel_size", (1,), _SPARSE),
     Restriction("policy.megatron_cfg.expert_tensor_parallel_size", (1,), _SPARSE),
-    Restriction("policy.megatron_cfg.mtp_num_layers", (0,), _OTHER_ENGINE),
+    Restriction("policy.megatron_cfg.mtp_num_layers", (0,), "models here have no such layers; set 0"),
     Restriction(
         "policy.megatron_cfg.peft.enabled", (False,), "the local engine trains all weights; set false"
     ),
@@ -66,7 +66,9 @@ RESTRICTIONS = (
         "policy.megatron_cfg.scheduler.lr_decay_style", ("constant", "linear", "cosine"), "use one of these"
     ),
     Restriction(
-        "policy.megatron_cfg.distributed_data_parallel_config.use_custom_fsdp", (False,), _OTHER_ENGINE
+        "policy.megatron_cfg.distributed_data_parallel_config.use_custom_fsdp",
+        (False,),
+        "gradients are reduced without it; set false",
     ),
     Restriction("policy.generation.stop_strings", (None, []), "use policy.generation.stop_token_ids"),
     Restriction(

@@ -11,6 +11,7 @@ from nemo_thinkprune.recipe.base import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PositiveShare,
     Section,
     Share,
     absent,
@@ -22,8 +23,8 @@ class VllmCfg(Section):
 
     async_engine: bool = False
     """Use the asynchronous engine."""
-    precision: str
-    """Type of the weights.  Follows policy.precision."""
+    precision: Literal["bfloat16", "float16", "float32", "half", "float", "auto", "fp8"]
+    """Type of the weights: vLLM's names, or NeMo-RL's fp8.  Follows policy.precision."""
     kv_cache_dtype: Literal["auto", "fp8", "fp8_e4m3"] = "auto"
     """Type of the KV cache."""
     tensor_parallel_size: PositiveInt = 1
@@ -32,7 +33,7 @@ class VllmCfg(Section):
     """Stages of one engine."""
     expert_parallel_size: PositiveInt = 1
     """Expert parallel size."""
-    gpu_memory_utilization: Share = 0.6
+    gpu_memory_utilization: PositiveShare = 0.6
     """Share of GPU memory."""
     max_model_len: PositiveInt
     """Prompt and response tokens.  Follows policy.max_total_sequence_length."""

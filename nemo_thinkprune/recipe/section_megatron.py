@@ -21,7 +21,7 @@ Precision = Literal["bfloat16", "float16", "float32"]
 
 
 class MegatronPeft(Section):
-    """Low-rank adapters; NeMo-RL only."""
+    """Low-rank adapters, which ThinkPrune does not train; known so that stock recipes load."""
 
     enabled: bool = False
     """Switch."""
@@ -62,7 +62,7 @@ class MegatronOptimizer(Section):
     """Whether weights are bfloat16.  Follows policy.precision."""
     fp16: bool
     """Whether weights are float16.  Follows policy.precision."""
-    params_dtype: str = "float32"
+    params_dtype: Precision = "float32"
     """Type of the optimizer's own copy of the weights."""
     adam_beta1: Share = 0.9
     """Decay of the first moment."""
@@ -123,10 +123,10 @@ class Fp8(Section):
 
     enabled: bool = False
     """Switch."""
-    fp8: str = "e4m3"
-    """Format."""
-    fp8_recipe: str = "blockwise"
-    """Scaling."""
+    fp8: Literal["e4m3", "hybrid"] = "e4m3"
+    """Format, as in Megatron-Core's TransformerConfig."""
+    fp8_recipe: Literal["tensorwise", "delayed", "mxfp8", "blockwise"] = "blockwise"
+    """Scaling, likewise; its custom one needs code that no key names."""
     fp8_param: bool = False
     """Keep the weights in 8 bits too."""
     force_clear_fp8_caches: bool | None = absent()
@@ -195,8 +195,11 @@ class MegatronCfg(MegatronMoe):
     """Recompute activations in the backward pass: less memory, more time, same result."""
     recompute_granularity: Literal["full", "selective"] = "full"
     """What is recomputed."""
-    recompute_modules: list[str] | None = None
-    """Modules of selective recomputation; null: core attention."""
+    recompute_modules: list[Literal["core_attn", "layernorm", "mlp"]] | None = None
+    """Modules of selective recomputation; null: core attention.
+
+    Those that a dense model has, of Megatron-Core's TransformerConfig.
+    """
     tensor_model_parallel_size: PositiveInt = 1
     """Ranks that share each layer (TP)."""
     pipeline_model_parallel_size: PositiveInt = 1
@@ -225,12 +228,12 @@ class MegatronCfg(MegatronMoe):
     """Only for supervised training in NeMo-RL."""
     linear_ce_fusion_chunk_size: PositiveInt | None = absent()
     """Only for supervised training in NeMo-RL."""
-    attention_backend: str | None = absent()
-    """TransformerEngine's attention backend."""
-    transformer_impl: str | None = absent()
+    attention_backend: Literal["flash", "fused", "unfused", "local", "auto"] | None = absent()
+    """Attention, as in Megatron-Core's AttnBackend."""
+    transformer_impl: Literal["transformer_engine", "inference_optimized"] | None = absent()
     """Implementation on generation workers."""
-    cuda_graph_impl: str | None = absent()
-    """CUDA graphs."""
+    cuda_graph_impl: Literal["none", "local", "transformer_engine", "full_iteration"] | None = absent()
+    """CUDA graphs, as in NeMo-RL v0.7.0's models/policy/__init__.py."""
     clear_memory_caches_before_refit: bool | None = absent()
     """Free caches before weights are handed to the rollout engine."""
     mtp_num_layers: NonNegativeInt = 0

@@ -18,6 +18,10 @@ from nemo_thinkprune.recipe.section_generation import Generation
 from nemo_thinkprune.recipe.section_megatron import MegatronCfg, Precision
 from nemo_thinkprune.recipe.section_run import PretrainedCheckpoint
 
+PackingAlgorithm = Literal[
+    "concatenative", "first_fit_decreasing", "first_fit_shuffle", "modified_first_fit_decreasing"
+]
+
 
 class Tokenizer(Section):
     """Tokenizer and chat template."""
@@ -58,8 +62,8 @@ class SequencePacking(Section):
     """Tokens of a packed training row.  Default: max_total_sequence_length x train_micro_batch_size."""
     logprob_mb_tokens: PositiveInt
     """Tokens of a packed log-probability row.  Default: max_total_sequence_length x logprob_batch_size."""
-    algorithm: str = "modified_first_fit_decreasing"
-    """How sequences are put into rows."""
+    algorithm: PackingAlgorithm = "modified_first_fit_decreasing"
+    """How sequences are put into rows (NeMo-RL v0.7.0, data/packing/algorithms.py)."""
     sequence_length_round: PositiveInt = 64
     """Lengths are rounded up to a multiple of this."""
 

@@ -3,7 +3,7 @@
 import pytest
 from support.nemo_rl_recipes import recipe
 
-from nemo_thinkprune.recipe import local_support, nemo_rl_support, support
+from nemo_thinkprune.recipe import checks_megatron, local_support, nemo_rl_support, support
 from nemo_thinkprune.recipe.keys import dotted, walk
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.section_run import Dataset
@@ -13,6 +13,7 @@ RULES = {
     "local": local_support.RESTRICTIONS,
     "nemo-rl": nemo_rl_support.RESTRICTIONS,
     "cpu": nemo_rl_support.CPU_RESTRICTIONS,
+    "gpu": checks_megatron.GPU_RESTRICTIONS,
 }
 PATHS = {
     "MODEL_KEYS": local_support.MODEL_KEYS,
@@ -52,4 +53,4 @@ def test_rules_on_data_sets_are_about_keys_and_allow_their_defaults():
 def test_what_is_said_to_be_the_other_engines_is_not_refused_there():
     sent = {rule.path for rule in RULES["local"] if rule.advice == local_support._OTHER_ENGINE}
     assert "grpo.async_grpo.enabled" in sent
-    assert sent & {rule.path for rule in RULES["nemo-rl"]} == set()
+    assert sent & {rule.path for rule in (*RULES["nemo-rl"], *RULES["gpu"])} == set()
