@@ -32,7 +32,7 @@ from nemo_thinkprune.training.crew import (
     start_rank,
 )
 from nemo_thinkprune.training.job import JOB_FILE, Job
-from nemo_thinkprune.training.postmortem import tail, write_report
+from nemo_thinkprune.training.postmortem import tail, with_disk, write_report
 from nemo_thinkprune.training.process_tree import kill_sessions
 from nemo_thinkprune.training.run_settings import record_settings
 from nemo_thinkprune.training.stopping import stop_signals
@@ -165,6 +165,7 @@ def _run_attempt(job: Job, crew: Crew, stop: threading.Event, on_event: Callable
                 register(ranks[-1].pid)
             verdict = _supervise(ranks, watch, stop, on_event, can_save=job.kind != "eval")
             if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
+                verdict = with_disk(verdict, job.run_dir)
                 write_report(crew.attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
             return verdict
         finally:
