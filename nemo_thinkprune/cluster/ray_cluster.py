@@ -10,21 +10,14 @@ from contextlib import contextmanager
 
 import ray
 
-from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.training.stopping import STOP_SIGNALS
 
-ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 OBJECT_STORE_BYTES = 512 << 20
 
 
 @contextmanager
 def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
-    """Join the cluster (or start one with a logical GPU for each rank) and leave it at the end of the block.
-
-    Raises:
-        UserError: a variable that NeMo-RL needs is not set.
-    """
-    _require_architectures(on_cpu=on_cpu)
+    """Join the cluster (or start one with a logical GPU for each rank) and leave it at the end of the block."""
     with _own_signals():
         _join(on_cpu=on_cpu, ranks=ranks)
     try:
@@ -64,14 +57,3 @@ def _own_signals() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
-
-
-def _require_architectures(*, on_cpu: bool) -> None:
-    """NeMo-RL's policy asks for the variable minutes later, and without GPUs too."""
-    if on_cpu:
-        os.environ.setdefault(ARCHITECTURES, "9.0")
-    elif ARCHITECTURES not in os.environ:
-        raise UserError(
-            f"{ARCHITECTURES} is not set, which NeMo-RL needs for Megatron: inside its container it is; elsewhere "
-            f"export {ARCHITECTURES}=9.0 for H100, 10.0 for B200"
-        )

@@ -20,6 +20,7 @@ from nemo_thinkprune.training.supervisor import run_job
 
 DRIVER = "nemo_thinkprune.cluster.driver:run"
 GPU_THREADS = "16"
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST"
 PACKAGES = "python"
 """Folder of an attempt from which NeMo-RL's processes import this program."""
 
@@ -63,6 +64,11 @@ def run_on_nemo_rl(job: Job, *, found: NemoRL, on_cpu: bool) -> None:
     if job.kind != "train":
         run_with_progress(job)
         return
+    if not on_cpu and ARCHITECTURES not in os.environ:  # NeMo-RL itself asks minutes later
+        raise UserError(
+            f"{ARCHITECTURES} is not set, which NeMo-RL needs for Megatron: inside its container it is; elsewhere "
+            f"export {ARCHITECTURES}=9.0 for H100, 10.0 for B200"
+        )
     # before the folder is said to be NeMo-RL's
     refuse_foreign(job.run_dir / job.recipe.checkpointing.checkpoint_dir)
     environment = partial(driver_environment, found=found, on_cpu=on_cpu)
@@ -77,6 +83,8 @@ def driver_environment(attempt: Path, *, found: NemoRL, on_cpu: bool) -> dict[st
         UserError: this program cannot be copied into the attempt's folder.
     """
     environment = {"PYTHONPATH": python_path(found, copy_packages(attempt / PACKAGES))}
-    if not on_cpu:  # what one rank of a CPU gets is too little for the processes that feed GPUs
+    if on_cpu:  # NeMo-RL asks for it without GPUs too
+        environment[ARCHITECTURES] = os.environ.get(ARCHITECTURES, "9.0")
+    else:  # what one rank of a CPU gets is too little for the processes that feed GPUs
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", GPU_THREADS)
     return environment

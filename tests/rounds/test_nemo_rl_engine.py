@@ -38,6 +38,11 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+@pytest.fixture(autouse=True)
+def architectures(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+
+
 @pytest.fixture
 def started(monkeypatch):
     """(job, how it was run) of every job, none of which is."""
@@ -75,6 +80,17 @@ def test_processes_that_feed_gpus_get_more_threads_than_a_rank_on_a_cpu(checkout
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert threads(on_cpu=False) == "5"
     assert threads(on_cpu=True) is None
+
+
+def test_gpus_need_their_architectures_named_before_anything_starts(checkout, root, started, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    with pytest.raises(
+        UserError, match=r"TORCH_CUDA_ARCH_LIST is not set.* export TORCH_CUDA_ARCH_LIST=9\.0"
+    ):
+        nemo_rl.nemo_rl_engine(root=checkout, on_cpu=False).run(job_of(root))
+    assert started == []
+    nemo_rl.nemo_rl_engine(root=checkout, on_cpu=True).run(job_of(root))
+    assert started[0][1]["environment"](root / "attempt")["TORCH_CUDA_ARCH_LIST"] == "9.0"
 
 
 def test_an_evaluation_is_the_local_engines(checkout, root, started):
@@ -182,7 +198,7 @@ def hub(tmp_path, monkeypatch):
     return folder, asked
 
 
-HUB = ["policy.model_name=org/big", "policy.tokenizer.name=org/big"]
+HUB = ["policy.model_name=org/big", "policy.tokenizer.name=org/big", "thinkprune.report_data=null"]
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
