@@ -18,6 +18,7 @@ from nemo_thinkprune.cluster.checkpoints import RunCheckpoints
 from nemo_thinkprune.cluster.data_plan import DataPlan, data_plan
 from nemo_thinkprune.cluster.liveness import Liveness
 from nemo_thinkprune.cluster.ray_cluster import ray_cluster
+from nemo_thinkprune.cluster.ray_errors import told_plainly
 from nemo_thinkprune.cluster.recorder import Recorder
 from nemo_thinkprune.cluster.register import register
 from nemo_thinkprune.cluster.responses import ResponseTokenizer
@@ -62,7 +63,8 @@ def run(job: Job, context: RankContext) -> None:
         if done >= plan.steps:  # ended before: nothing to start Ray for
             return context.beat("start", done, total=plan.steps)
         start = Start(job, context, liveness, config, plan, done, tokenizer, end_ids)
-        with ray_cluster(on_cpu=job.on_cpu, ranks=job.world_size):
+        checkpoints = Path(config.checkpointing["checkpoint_dir"])
+        with told_plainly(checkpoints), ray_cluster(on_cpu=job.on_cpu, ranks=job.world_size):
             register()
             _train(start)
 
