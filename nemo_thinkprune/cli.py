@@ -97,9 +97,23 @@ Engine = Annotated[EngineName, typer.Option("--engine", help="What trains: this 
 OnCpu = Annotated[
     bool, typer.Option("--on-cpu", help="NeMo-RL's loop with the local engine's model, without GPUs.")
 ]
+
+
+def _folder(text: str) -> Path:
+    """A folder by name; an unset variable of a script's is not the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: name a folder, or leave the option away")
+    return Path(text)
+
+
 NemoRlRoot = Annotated[
     Path | None,
-    typer.Option("--nemo-rl-root", metavar="DIR", help="Checkout of NeMo-RL, where it is not installed."),
+    typer.Option(
+        "--nemo-rl-root",
+        metavar="DIR",
+        parser=_folder,
+        help="Checkout of NeMo-RL, where it is not installed.",
+    ),
 ]
 
 

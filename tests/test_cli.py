@@ -147,6 +147,14 @@ def test_what_only_nemo_rl_has_is_refused_without_it(invoke, calls, verb, option
     assert calls == []
 
 
+@pytest.mark.parametrize("verb", ["train", "prune", "check"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_root_of_nemo_rl_is_not_the_current_folder(invoke, calls, verb, text):
+    result = invoke(verb, "r", "--engine", "nemo-rl", "--nemo-rl-root", text)
+    assert (result.exit_code, calls) == (2, [])
+    assert "--nemo-rl-root" in result.stderr and "it is empty" in result.stderr
+
+
 @pytest.mark.parametrize("verb", ["train", "prune"])
 def test_an_engine_that_is_not_here_is_a_message(invoke, monkeypatch, recipe_file, tmp_path, verb):
     monkeypatch.setattr("nemo_thinkprune.cluster.find._importable", lambda: None)
