@@ -33,15 +33,34 @@ def check_files(recipe: Recipe, *, on_cpu: bool = False) -> None:
         raise UserError(f"the recipe names files that are not there:\n{lines}")
 
 
+def check_report_data(recipe: Recipe) -> None:
+    """Look for the problems that results are reported on, before rounds that would want them only at their end.
+
+    Raises:
+        UserError: thinkprune.report_data names neither a file nor a folder that is there, nor a hub data set.
+    """
+    name = recipe.thinkprune.report_data
+    if name is not None and _is_missing(name):
+        raise UserError(
+            f"{_nothing_at('thinkprune.report_data', name)}, or set null for rounds without a result"
+        )
+
+
 def _data(recipe: Recipe) -> Iterator[str]:
     for path, dataset in datasets(recipe):
-        name = dataset.data_path
-        if name is None or is_on_disk(name) or is_hub_id(name):
-            continue
-        yield (
-            f"{path}.data_path = {name!r}: nothing at {os.path.abspath(os.path.expanduser(name))}; make it with "
-            "`thinkprune data prepare` or correct the path"
-        )
+        if dataset.data_path is not None and _is_missing(dataset.data_path):
+            yield _nothing_at(f"{path}.data_path", dataset.data_path)
+
+
+def _is_missing(name: str) -> bool:
+    return not is_on_disk(name) and not is_hub_id(name)
+
+
+def _nothing_at(key: str, name: str) -> str:
+    return (
+        f"{key} = {name!r}: nothing at {os.path.abspath(os.path.expanduser(name))}; make it with "
+        "`thinkprune data prepare` or correct the path"
+    )
 
 
 def _checkpoint(recipe: Recipe, *, on_cpu: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nemo_thinkprune.recipe.check_files import check_report_data
 from nemo_thinkprune.recipe.checks import check_recipe, model_problem
 from nemo_thinkprune.recipe.describe import describe_check
 from nemo_thinkprune.recipe.errors import UserError
@@ -144,7 +145,12 @@ def prune(
 
     loaded = _loaded(recipe, overrides)
     found = engine.engine(loaded)
-    placed, source = ready_model(loaded, weights=found.weights, check=found.check)
+
+    def check_all(asked: Recipe) -> None:
+        found.check(asked)
+        check_report_data(asked)
+
+    placed, source = ready_model(loaded, weights=found.weights, check=check_all)
     return run(
         placed,
         run_dir or default_run_dir(recipe),

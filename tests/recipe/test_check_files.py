@@ -3,7 +3,7 @@
 import pytest
 from support.nemo_rl_recipes import recipe
 
-from nemo_thinkprune.recipe.check_files import check_files
+from nemo_thinkprune.recipe.check_files import check_files, check_report_data
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
@@ -41,6 +41,19 @@ def test_a_check_of_a_recipe_does_not_ask_for_its_data(data):
     check_recipe(load_recipe("qwq-32b-rounds"), engine="nemo-rl")
     with pytest.raises(UserError, match=r"(?s)data\.train\.0\.data_path.*data\.validation\.0\.data_path"):
         check_files(load_recipe("qwq-32b-rounds"))
+
+
+def test_problems_to_report_on(data):
+    check_report_data(recipe())
+    (data / "r.jsonl").write_text("{}")
+    for name in ("r.jsonl", "p", "HuggingFaceH4/aime_2024"):
+        check_report_data(recipe(f"thinkprune.report_data={name}"))
+    with pytest.raises(UserError) as caught:
+        check_report_data(recipe("thinkprune.report_data=data/gone.jsonl"))
+    assert str(caught.value) == (
+        f"thinkprune.report_data = 'data/gone.jsonl': nothing at {data}/data/gone.jsonl; make it with `thinkprune data "
+        "prepare` or correct the path, or set null for rounds without a result"
+    )
 
 
 def weights(folder, *names):

@@ -76,6 +76,10 @@ def test_prune_gives_the_rounds_a_local_model_and_the_weights_to_start_from(monk
         prune, "prune", lambda recipe, run_dir, **keys: seen.update(keys, recipe=recipe, dir=run_dir)
     )
     overrides = [f"policy.model_name={model}", f"policy.pretrained_checkpoint.path={tmp_path}/iter_0000000"]
+    with pytest.raises(UserError, match=r"thinkprune\.report_data = 'data/aime24\.jsonl': nothing at /"):
+        commands.prune("thinkprune", overrides, None, say=print)
+    assert not seen
+    overrides.append("thinkprune.report_data=null")
     commands.prune("thinkprune", overrides, None, say=print)
     assert seen["recipe"].policy.model_name == str(model)
     assert seen["recipe"].policy.tokenizer.name == str(model)
