@@ -13,6 +13,7 @@ from nemo_thinkprune.recipe.checks_layout import check_layout
 from nemo_thinkprune.recipe.checks_loss import check_ratios, check_sampler_correction
 from nemo_thinkprune.recipe.checks_megatron import check_megatron
 from nemo_thinkprune.recipe.checks_nemo_rl import check_nemo_rl
+from nemo_thinkprune.recipe.checks_run import check_kept, check_run_folder
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import is_file, is_folder
 from nemo_thinkprune.recipe.schema import Recipe
@@ -44,7 +45,7 @@ def check_recipe(recipe: Recipe, *, engine: str = "local", on_cpu: bool = False)
     if on_cpu and engine != "nemo-rl":
         raise UserError("--on-cpu is for --engine nemo-rl; the local engine runs on a CPU as it is")
     checks: list[Check] = [_objective, check_ratios, check_sampler_correction, _batches, _lengths, _sampling]
-    checks += [_optimizer, _backend, _model, _paths, _run, check_layout]
+    checks += [_optimizer, _backend, _model, _paths, _run, check_run_folder, check_kept, check_layout]
     if engine == "local":
         checks.append(local_support.unsupported)
     else:
