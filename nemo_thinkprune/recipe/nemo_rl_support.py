@@ -160,7 +160,7 @@ def ignored(recipe: Recipe, *, on_cpu: bool = False) -> Iterator[str]:
     """Yield a note for each setting that is allowed and does less here than on the local engine."""
     yield from _validation_notes(recipe)
     section = recipe.thinkprune
-    if section.report_data is not None:
+    if section.report_data is not None and not on_cpu:
         limit = section.long_limit or recipe.policy.generation.max_new_tokens
         yield (
             f"thinkprune.report_data is not evaluated by this engine; afterwards: thinkprune eval CHECKPOINT "

@@ -87,6 +87,12 @@ def test_tuning_keys_that_the_cpu_worker_ignores(path):
     assert found[-1] == f"{path}: changes speed or memory only; the CPU worker (--on-cpu) ignores it"
 
 
+def test_the_cpu_worker_is_evaluated():
+    key = "thinkprune.report_data=r.jsonl"
+    assert any("not evaluated by this engine" in note for note in notes(key))
+    assert notes(key, on_cpu=True) == notes(on_cpu=True)
+
+
 # what will be started
 
 
