@@ -18,7 +18,7 @@ from dataclasses import dataclass
 THINK_END = "</think>"
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
-_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t\r\n]*|\\\\(?=[{}])|\\[{}]|[{}]")
+_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])[ \t\r\n]*\{?|\\\\(?=[{}])|\\[{}]|[{}]")
 _SEPARATORS = re.compile(
     r"(?:[\s,;$&、，~]|\\[()\[\],;:! ]|\\q?quad|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)?\s*,?\s*\}"
     r"|\b(?:and|or)\b|\*\*)*"
@@ -33,7 +33,7 @@ _GAP_LIMIT = 80
 _CONTENT_LIMIT = 4_000  # longer than any answer that is judged, so that nested boxes stay linear
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Box:
     start: int  # of the command
     opening: int  # where its content begins
@@ -54,56 +54,54 @@ def extract_answer(response: str) -> str | None:
     text = answer_text(response)
     if not text.isascii():
         text = text.translate(_FULL_WIDTH)
-    boxes = _outermost(_find_boxes(text))
-    if not boxes:
-        return None
-    last = _with_end(text, boxes[-1])
-    if last.closing is None:
-        return None
-    parts = [last]
-    for box in reversed(boxes[:-1]):
-        box = _with_end(text, box)
-        if not _adjacent(text, box, parts[-1]):
+    parts: list[_Box] = []
+    for box in reversed(_outermost_boxes(text)):
+        if _is_empty(text, box):
+            continue
+        _find_end(text, box)
+        if parts and not _adjacent(text, box, parts[-1]):
             break
+        if box.closing is None:
+            return None
         parts.append(box)
-    contents = [
-        _clean(text[box.opening : box.closing].strip()[: _CONTENT_LIMIT + 1]) for box in reversed(parts)
-    ]
-    return ", ".join(dict.fromkeys(contents))
+    if not parts:
+        return None
+    contents = dict.fromkeys(
+        text[box.opening : box.closing].strip()[: _CONTENT_LIMIT + 1] for box in reversed(parts)
+    )
+    return ", ".join(dict.fromkeys(map(_clean, contents)))
 
 
-def _find_boxes(text: str) -> list[_Box]:
-    """Every non-empty box, in the order in which they start; one pass with a stack of open braces."""
+def _outermost_boxes(text: str) -> list[_Box]:
+    """Boxes that lie in no closed box, in the order in which they start; one pass with a stack of open braces."""
     boxes: list[_Box] = []
     stack: list[int | None] = []  # index in boxes of the box a brace opened, None for another brace
-    brace_of_box = -1
     for match in _TOKEN.finditer(text):
-        token, end = match.group(), match.end()
-        if token[1:5] in ("boxe", "fbox"):
-            if text.startswith("{", end):
-                stack.append(len(boxes))
-                boxes.append(_Box(match.start(), end + 1, None))
-                brace_of_box = end
-            elif _BARE.match(text, end):
-                boxes.append(_Box(match.start(), end, None, bare=True))
-        elif token == "{" and match.start() != brace_of_box:
-            stack.append(None)
-        elif token == "}" and stack:
-            opened = stack.pop()
+        token = match.group()
+        if token == "}":
+            opened = stack.pop() if stack else None
             if opened is not None:
-                box = boxes[opened]
-                boxes[opened] = _Box(box.start, box.opening, match.start())
-    return [box for box in boxes if not _is_empty(text, box)]
+                boxes[opened].closing = match.start()
+                del boxes[opened + 1 :]
+        elif token == "{":
+            stack.append(None)
+        elif token[1:5] in ("boxe", "fbox"):
+            if token[-1] == "{":
+                stack.append(len(boxes))
+                boxes.append(_Box(match.start(), match.end(), None))
+            elif _BARE.match(text, match.end()):
+                boxes.append(_Box(match.start(), match.end(), None, bare=True))
+    return boxes
 
 
 def _is_empty(text: str, box: _Box) -> bool:
     return box.closing is not None and _NOT_BLANK.search(text, box.opening, box.closing) is None
 
 
-def _with_end(text: str, box: _Box) -> _Box:
-    """A bare box ends at the next space, `$` or closing delimiter outside braces; a braced one is as it is."""
+def _find_end(text: str, box: _Box) -> None:
+    """A bare box ends at the next space, `$` or closing delimiter outside braces; a braced one stays as it is."""
     if not box.bare:
-        return box
+        return
     window = text[box.opening : box.opening + _BARE_LIMIT]
     end, depth = len(window), 0
     for index, char in enumerate(window):
@@ -111,20 +109,8 @@ def _with_end(text: str, box: _Box) -> _Box:
         if depth < 0 or (depth == 0 and _BARE_END.match(window, index)):
             end = index
             break
-    if depth > 0:
-        return box
-    return _Box(box.start, box.opening, box.opening + len(window[:end].rstrip(".,;:")), bare=True)
-
-
-def _outermost(boxes: list[_Box]) -> list[_Box]:
-    """Drops boxes that lie inside a closed box."""
-    kept: list[_Box] = []
-    closed_until = 0
-    for box in boxes:
-        if box.start >= closed_until:
-            kept.append(box)
-            closed_until = box.closing or 0
-    return kept
+    if depth <= 0:
+        box.closing = box.opening + len(window[:end].rstrip(".,;:"))
 
 
 def _adjacent(text: str, left: _Box, right: _Box) -> bool:
