@@ -166,8 +166,11 @@ def metrics(run):
     return both
 
 
-def check(model, job, *, first=1, last=STEPS, rule="zero"):
-    """The records of steps `first` to `last`: every group has every kind of response, each with its reward."""
+def check(model, job, *, last=STEPS, rule="zero", lost=()):
+    """The records of steps 1 to `last`: every group has every kind of response, each with its reward.
+
+    In the steps `lost` groups may be missing.
+    """
     from support.gpu_stand_ins import KINDS, RESPONSES, responses
 
     earned = [response[2 if rule == "zero" else 3] for response in RESPONSES.values()]
@@ -177,7 +180,7 @@ def check(model, job, *, first=1, last=STEPS, rule="zero"):
     steps, validations = metrics(job.run_dir)
     ledger = {row["step"]: row["problem_ids"] for row in rows(job.run_dir / "ledger.jsonl")}
     assert sorted(steps) == sorted(ledger) == list(range(1, last + 1))
-    for number in range(first, last + 1):
+    for number in range(1, last + 1):
         row = steps[number]
         assert row["reward_mean"] == pytest.approx(sum(earned) / len(KINDS))
         assert row["response_tokens_mean"] == pytest.approx(sum(lengths) / len(KINDS))
@@ -188,7 +191,8 @@ def check(model, job, *, first=1, last=STEPS, rule="zero"):
         groups = defaultdict(list)
         for response in rows(job.run_dir / "rollouts" / f"step_{number}.jsonl"):
             groups[response["problem_id"]].append(response)
-        assert list(groups) == ledger[number] and len(groups) == PROMPTS
+        assert list(groups) == ledger[number]
+        assert len(groups) == PROMPTS or number in lost
         for members in groups.values():
             assert Counter((one["response_tokens"], one["reward"]) for one in members) == due
             assert [one["sample"] for one in members] == list(range(len(KINDS)))
@@ -242,10 +246,11 @@ def test_an_asynchronous_run_stops_as_asked_and_goes_on(model, tmp_path):
     assert "shutdown" in policy.calls and "shutdown" in vllm.calls and vllm.calls.count("refit") == 2
     assert vllm.given["collective"] == (2, 1)
     assert drive(job) is None
+    assert BigramPolicy.made[-1].given["weights_path"] is not None
     steps, validations = metrics(job.run_dir)
     assert sorted(steps) == [1, 2, 3] and sorted(validations) == [0, 2, 3]
-    assert steps[2]["avg_trajectory_age"] == 1  # from the replay buffer of the checkpoint
-    check(model, job, first=3)
+    assert (job.run_dir / "checkpoints" / "step_1" / "replay_buffer.pt").is_file()
+    check(model, job, lost=(2, 3))  # what the first attempt scored and the replay buffer kept
 
 
 def test_what_the_asynchronous_trainer_keeps_to_itself_ends_the_run(model, tmp_path, monkeypatch):

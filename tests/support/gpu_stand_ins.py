@@ -5,7 +5,9 @@ Names and signatures are those that NeMo-RL's `setup` and trainers call; what th
 
 from __future__ import annotations
 
+import io
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import torch
 from nemo_rl.distributed.batched_data_dict import BatchedDataDict
 from torch import Tensor
 
+from checkpoints_tools.torch_dist.index import Chunk, DistIndex, DistTensor
+from checkpoints_tools.torch_dist.write import common_pt, metadata_json, write_metadata
+
 LIMIT = 8
 VOCABULARY = 62
-GOLD = "7"
+TABLE = "__0_0.distcp"
 # Text, whether it ends by itself, and what it earns under truncation zero and score_cut_text; every answer is 7.
 RESPONSES = {
     "right": ("\\boxed{ 7 }", True, 1, 1),
@@ -55,6 +60,7 @@ class CannedVllm(Recorded):
         return self.__dict__ | {"given": {}}  # as vLLM's: a handle, which is sent to actors
 
     def generate(self, data: Any, greedy: bool = False) -> Any:
+        _asked(self.cfg).touch()
         lengths = data["input_lengths"].tolist()
         prompts = [row[:length] for row, length in zip(data["input_ids"].tolist(), lengths, strict=True)]
         rows = [prompt + self._next(tuple(prompt)) for prompt in prompts]
@@ -117,10 +123,11 @@ class BigramPolicy(Recorded):
 
     def __init__(self, *, cluster: Any, config: dict[str, Any], weights_path: Any, **given: Any) -> None:
         super().__init__(cluster=cluster, config=config, weights_path=weights_path, **given)
+        _asked(config).unlink(missing_ok=True)
         self._table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
         self._reference = torch.zeros(VOCABULARY, VOCABULARY) if given["init_reference_model"] else None
         if weights_path is not None:
-            file = Path(weights_path) / "iter_0000000" / "table.pt"
+            file = Path(weights_path) / "iter_0000000" / TABLE
             self._table = torch.load(file, weights_only=True).requires_grad_()
         self._optimizer = torch.optim.SGD([self._table], lr=1.0)
 
@@ -133,6 +140,7 @@ class BigramPolicy(Recorded):
         return {"reference_logprobs": _from_first(_next_logprobs(self._reference, data["input_ids"]))}
 
     def train(self, data: Any, loss_fn: Any, timer: Any = None) -> dict[str, Any]:
+        self._wait_for_generation()
         self.given["loss_fn"], self.given["batch"] = loss_fn, data
         mask = data["token_mask"][:, 1:] * data["sample_mask"].unsqueeze(-1)
         current = _next_logprobs(self._table, data["input_ids"])
@@ -149,12 +157,28 @@ class BigramPolicy(Recorded):
             | {"global_valid_toks": [float(mask.sum())]},
         }
 
+    def _wait_for_generation(self) -> None:
+        """Be slower than the start of the actor that asks for responses, as any real training step is.
+
+        NeMo-RL's asynchronous trainer waits for ever where it goes on from a checkpoint's replay buffer and makes
+        a step before its collector has begun: nobody then asks for the responses to the next step.
+        """
+        asked, deadline = _asked(self.given["config"]), time.monotonic() + 120
+        while not asked.exists():
+            assert time.monotonic() < deadline, "nobody asks for responses"
+            time.sleep(0.05)
+
     def save_checkpoint(self, weights_path: str, **_: Any) -> None:
         folder = Path(weights_path) / "iter_0000000"
         folder.mkdir(parents=True)
-        torch.save(self._table.detach(), folder / "table.pt")
-        for name in (".metadata", "metadata.json"):
-            (folder / name).write_text("{}")
+        record = io.BytesIO()
+        torch.save(self._table.detach(), record)
+        size, shape = len(record.getvalue()), tuple(self._table.shape)
+        chunk = Chunk((0, 0), shape, TABLE, record=0, record_bytes=size, payload=-1)
+        index = DistIndex(folder, {"table": DistTensor("table", "F32", shape, (chunk,))})
+        files = {".metadata": write_metadata(index), TABLE: record.getvalue()}
+        for name, content in (files | {"common.pt": common_pt(), "metadata.json": metadata_json()}).items():
+            (folder / name).write_bytes(content)
 
     def init_collective(self, ip: str, port: int, world_size: int, *, train_world_size: int) -> list[Any]:
         return []
@@ -188,6 +212,11 @@ def responses(model: str) -> list[list[int]]:
         tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] * ended
         for text, ended, *_ in RESPONSES.values()
     ]
+
+
+def _asked(config: dict[str, Any]) -> Path:
+    """Stands once responses are asked for."""
+    return Path(config["model_name"]).parent / "asked"
 
 
 def _next_logprobs(table: Tensor, ids: Tensor) -> Tensor:
