@@ -19,7 +19,7 @@ from typing import Any
 
 from bench_reward import responses
 
-from nemo_thinkprune.cluster.find import SHIM, find_nemo_rl, copy_packages, python_path
+from nemo_thinkprune.cluster.find import SHIM, copy_packages, find_nemo_rl, python_path
 from nemo_thinkprune.cluster.responses import Response
 
 _HANGING = r"\boxed{\operatorname{ones}(9999,9999)}"
