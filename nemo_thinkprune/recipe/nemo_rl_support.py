@@ -179,6 +179,11 @@ def ignored(recipe: Recipe, *, on_cpu: bool = False) -> Iterator[str]:
 
 def _trainer_notes(recipe: Recipe) -> Iterator[str]:
     plane, asynchronous = recipe.data_plane, recipe.grpo.async_grpo
+    if plane is not None and plane.enabled:
+        yield (
+            "data_plane.enabled: this trainer was never run with this program; it needs TransferQueue and an installed "
+            "nemo-rl, and data_plane=null trains the same"
+        )
     if plane is not None and plane.enabled and recipe.grpo.calculate_advantages_on_gpu:
         yield "grpo.calculate_advantages_on_gpu has no effect with data_plane.enabled"
     old = asynchronous.enabled and asynchronous.max_trajectory_age_steps > 1

@@ -307,6 +307,12 @@ def test_notes_on_what_another_engine_or_key_does(key, says):
     assert len(notes(key)) == 2
 
 
+def test_the_data_plane_is_said_to_be_untried():
+    assert any(
+        "needs TransferQueue and an installed nemo-rl" in note for note in notes("data_plane.enabled=true")
+    )
+
+
 def test_advantages_on_a_gpu_with_the_data_plane():
     keys = ("data_plane.enabled=true", "grpo.calculate_advantages_on_gpu=true")
     assert "has no effect with data_plane.enabled" in notes(*keys)[-1]
