@@ -53,6 +53,8 @@ def nemo_rl():
             import ray
 
             patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+            # read from the variable when NeMo-RL is imported, which another test may have done
+            patch.setattr("nemo_rl.distributed.ray_actor_environment_registry.USE_SYSTEM_EXECUTABLE", True)
             yield
 
 
