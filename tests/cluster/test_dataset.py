@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -227,9 +227,15 @@ def test_the_data_travel_to_another_process(recipe: Any) -> None:
 
 
 def test_no_key_of_an_entry_is_ignored(recipe: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        datasets(recipe)
+    from nemo_thinkprune.cluster.dataset import ThinkPruneProblems
+
+    taken = set(inspect.signature(ThinkPruneProblems).parameters) - {"others"}
+    read_by_nemo_rl = {"dataset_name", "env_name", "processor", "prompt_file", "system_prompt_file"}
+    entries = data_config(recipe)
+    for entry in (entries["train"], entries["validation"]):
+        assert set(entry) <= taken | read_by_nemo_rl
+    with pytest.raises(UserError, match="prompt_famly: this data set has no such key"):
+        ThinkPruneProblems(**entries["train"], prompt_famly="qwen")
 
 
 def test_the_hub_serves_what_a_local_copy_serves(
