@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.nemo_rl import empty_checkout
 
 import nemo_thinkprune
 from nemo_thinkprune.cluster import find
@@ -14,11 +15,7 @@ from nemo_thinkprune.recipe.errors import UserError
 
 @pytest.fixture
 def checkout(tmp_path):
-    folder = tmp_path / "RL"
-    (folder / "nemo_rl").mkdir(parents=True)
-    (folder / "nemo_rl" / "__init__.py").touch()
-    (folder / "nemo_rl" / "package_info.py").write_text("MAJOR = 1\nMINOR = 2\nPATCH = 3\nPRE_RELEASE = ''\n")
-    return folder
+    return empty_checkout(tmp_path / "RL", "1.2.3")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from functools import partial
 
 import fake_engine
 import pytest
+from support.nemo_rl import empty_checkout
 from typer.testing import CliRunner
 
 from nemo_thinkprune import cli
@@ -22,11 +23,7 @@ NO_EVALUATION = Engine(run=fake_engine.run, evaluates=False)
 
 @pytest.fixture
 def checkout(tmp_path):
-    folder = tmp_path / "rl"
-    (folder / "nemo_rl").mkdir(parents=True)
-    (folder / "nemo_rl" / "__init__.py").touch()
-    (folder / "nemo_rl" / "package_info.py").write_text("MAJOR = 0\nMINOR = 7\nPATCH = 0\n")
-    return folder
+    return empty_checkout(tmp_path / "rl", "0.7.0")
 
 
 @pytest.fixture
@@ -109,7 +106,7 @@ def test_what_the_engine_cannot_do_on_a_cluster(checkout):
 
 
 def test_cpu_workers_serve_one_release(checkout):
-    (checkout / "nemo_rl" / "package_info.py").write_text("MAJOR = 0\nMINOR = 6\nPATCH = 0\n")
+    empty_checkout(checkout, "0.6.0")
     with pytest.raises(UserError, match=r"--on-cpu needs NeMo-RL v0\.7\.0, and .*rl is 0\.6\.0"):
         nemo_rl.nemo_rl_engine(root=checkout, on_cpu=True)
     assert nemo_rl.nemo_rl_engine(root=checkout, on_cpu=False).weights is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,13 @@ def require_nemo_rl() -> NemoRL:
 def _found() -> NemoRL:
     """As it is before this process is told where NeMo-RL is: its children are not told by that."""
     return find_nemo_rl()
+
+
+def empty_checkout(folder: Path, version: str) -> Path:
+    """A folder that passes for a checkout of NeMo-RL `version` (MAJOR.MINOR.PATCH) and holds nothing of it."""
+    package = folder / "nemo_rl"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").touch()
+    named = zip(("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True)
+    (package / "package_info.py").write_text("".join(f"{name} = {number}\n" for name, number in named))
+    return folder
