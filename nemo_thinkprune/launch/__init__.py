@@ -1,0 +1,1 @@
+"""Start runs on clusters, watch them, end them: Slurm jobs and Ray jobs."""
