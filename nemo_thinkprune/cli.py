@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from nemo_thinkprune.cli_launch import launch_app
+from nemo_thinkprune.cli_options import Engine, EngineName, NemoRlRoot, OnCpu, Overrides, RecipeName, RunDir
 from nemo_thinkprune.recipe.errors import UserError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
@@ -61,13 +63,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-
-class EngineName(StrEnum):
-    """Engines that can train."""
-
-    LOCAL = "local"
-    NEMO_RL = "nemo-rl"
+app.add_typer(launch_app, name="launch")
 
 
 class Truncation(StrEnum):
@@ -83,38 +79,6 @@ class Family(StrEnum):
     DEEPSEEK = "deepseek"
     QWEN = "qwen"
     PLAIN = "plain"
-
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name in recipes/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe, such as grpo.max_num_steps=10."),
-]
-RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Folder of the run; default runs/RECIPE.")
-]
-Engine = Annotated[EngineName, typer.Option("--engine", help="What trains: this machine, or NeMo-RL on Ray.")]
-OnCpu = Annotated[
-    bool, typer.Option("--on-cpu", help="NeMo-RL's loop with the local engine's model, without GPUs.")
-]
-
-
-def _folder(text: str) -> Path:
-    """A folder by name; an unset variable of a script's is not the current folder."""
-    if not text.strip():
-        raise typer.BadParameter("it is empty: name a folder, or leave the option away")
-    return Path(text)
-
-
-NemoRlRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--nemo-rl-root",
-        metavar="DIR",
-        parser=_folder,
-        help="Checkout of NeMo-RL, where it is not installed.",
-    ),
-]
 
 
 @app.command()

@@ -12,8 +12,8 @@ FLOORS = (
     {"algorithms", "rewards", "data"},
     {"rollout", "policy"},
     {"training", "cluster", "evaluation", "reporting"},
-    {"rounds"},
-    {"cli"},
+    {"rounds", "launch", "doctor"},
+    {"cli", "cli_launch", "cli_options"},
 )
 
 

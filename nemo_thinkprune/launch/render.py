@@ -1,0 +1,89 @@
+"""The sbatch script of a job."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from nemo_thinkprune.launch.slurm import SCRIPT_NAME
+from nemo_thinkprune.launch.slurm_job import GCS_PORTS, SlurmJob
+from nemo_thinkprune.launch.templates import render_template
+
+TEMPLATE = "slurm/job.sbatch.jinja"
+_CPU_OBJECT_STORE_BYTES = 256 << 20
+
+
+def render(job: SlurmJob) -> str:
+    """The script that `sbatch` is given."""
+    return render_template(
+        TEMPLATE,
+        job=job,
+        title=_title(job),
+        script=job.run_dir / SCRIPT_NAME,
+        log_root=job.run_dir / "logs",
+        sbatch_lines=list(_sbatch_lines(job)),
+        setup_lines=list(_setup_lines(job)),
+        trainer=list(_trainer(job)),
+        ray=job.ray,
+        ray_cpus=_ray_cpus(job),
+        ray_memory=f" --object-store-memory={_CPU_OBJECT_STORE_BYTES}" if job.on_cpu else "",
+        ports=GCS_PORTS,
+        mounts="".join(f"{mount}," for mount in job.mounts),
+    )
+
+
+def _title(job: SlurmJob) -> str:
+    machines = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
+    gpus = f" of {job.gpus_per_node} GPUs" if job.gpus_per_node and not job.on_cpu else ""
+    return f"thinkprune {job.verb} {shlex.quote(job.recipe)} on {machines}{gpus}, engine {job.engine}."
+
+
+def _sbatch_lines(job: SlurmJob) -> Iterator[str]:
+    yield f"--job-name={job.name}"
+    yield f"--nodes={job.nodes}"
+    yield "--ntasks-per-node=1"
+    if job.gpus_per_node and not job.on_cpu:
+        yield f"--gres=gpu:{job.gpus_per_node}"
+    if job.cpus_per_node is None:
+        yield from ("--exclusive", "--mem=0")
+    else:
+        yield f"--cpus-per-task={job.cpus_per_node}"
+    yield f"--time={job.time}"
+    if job.partition:
+        yield f"--partition={job.partition}"
+    if job.account:
+        yield f"--account={job.account}"
+    yield f"--signal=B:USR1@{job.save_ahead_s}"
+    yield "--requeue"
+    yield "--open-mode=append"
+    yield f"--output={job.run_dir}/logs/job_%j.log"
+    yield from job.sbatch
+
+
+def _setup_lines(job: SlurmJob) -> Iterator[str]:
+    yield from (f"export {name}={shlex.quote(value)}" for name, value in job.variables)
+    if job.python is not None:
+        yield f"export PATH={shlex.quote(str(job.python))}:$PATH"
+    if job.source is not None:
+        yield f"export PYTHONPATH={shlex.quote(str(job.source))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    if job.secrets_file is not None:
+        yield f"secrets_file={shlex.quote(str(job.secrets_file))}"
+    yield from job.setup
+
+
+def _trainer(job: SlurmJob) -> Iterator[list[str]]:
+    """The command of the head node, as lines of words."""
+    yield ["python", "-m", "nemo_thinkprune", job.verb, job.recipe]
+    options = ["--engine", job.engine]
+    if job.on_cpu:
+        options.append("--on-cpu")
+    if job.nemo_rl_root is not None:
+        options += ["--nemo-rl-root", str(job.nemo_rl_root)]
+    yield [*options, "--run-dir", str(job.run_dir)]
+    for override in job.overrides:
+        yield [override]
+
+
+def _ray_cpus(job: SlurmJob) -> str:
+    """What Ray admits actors by: the node's own processors; on a CPU a number that lets all of them in."""
+    return str(4 * job.gpus_per_node + 8) if job.on_cpu else '"$SLURM_CPUS_ON_NODE"'
