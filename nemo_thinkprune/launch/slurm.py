@@ -26,9 +26,10 @@ _OVER = {
 # They change how Slurm's commands print times and which cluster or jobs they show.
 _UNWANTED = ("SLURM_TIME_FORMAT", "SQUEUE_", "SACCT_", "SCONTROL_")
 _UNKNOWN_JOB = "Invalid job id"
-_NOTHING = ("", "(null)", "N/A", "None", "Unknown")
+_NOT_OURS = "job {} is an array or a heterogeneous job, none of `thinkprune launch`"
+_NOTHING = ("", "(null)", "N/A", "None", "None assigned", "Unknown")
 _SACCT_FIELDS = (
-    "JobIDRaw", "JobName", "State", "Reason", "NodeList", "Submit", "Start", "End", "TimelimitRaw",
+    "JobID", "JobIDRaw", "JobName", "State", "Reason", "NodeList", "Submit", "Start", "End", "TimelimitRaw",
     "ExitCode", "SubmitLine",
 )  # fmt: skip
 _SEPARATOR = "\x1f"
@@ -187,7 +188,7 @@ def parse_show_job(text: str, job_id: int) -> JobInfo:
     blocks = [block for block in re.split(r"\n\s*\n", text.strip()) if block.strip()]
     head = blocks[0].split("\n")[0] if blocks else ""
     if len(blocks) > 1 or re.match(r"JobId=\d+ (ArrayJobId|HetJobId)=", head):
-        raise UserError(f"job {job_id} is an array or a heterogeneous job, none of `thinkprune launch`")
+        raise UserError(_NOT_OURS.format(job_id))
     lines = blocks[0].split("\n") if blocks else []
     name = re.match(r"JobId=(\d+) JobName=(.*)", head)
     state = _line(lines, r"JobState=(\S+) Reason=(.*?)(?: FailedNode=\S*)? Dependency=")
@@ -212,30 +213,41 @@ def parse_show_job(text: str, job_id: int) -> JobInfo:
 
 
 def parse_accounting(text: str, job_id: int) -> JobInfo | None:
-    """Read the row of `sacct` with the fields that `job_info` asks for; None when there is none."""
-    rows = [line.split(_SEPARATOR) for line in text.splitlines() if line.strip()]
-    fields = next(
-        (dict(zip(_SACCT_FIELDS, row, strict=True)) for row in rows if len(row) == len(_SACCT_FIELDS)), None
-    )
-    if fields is None or fields["JobIDRaw"] != str(job_id):
+    """Read the rows of `sacct` with the fields that `job_info` asks for: one for each time the job was started.
+
+    Raises:
+        UserError: it is an array or a heterogeneous job.
+    """
+    cells = (line.split(_SEPARATOR) for line in text.splitlines())
+    rows = [dict(zip(_SACCT_FIELDS, row, strict=True)) for row in cells if len(row) == len(_SACCT_FIELDS)]
+    rows = [row for row in rows if row["JobIDRaw"] == str(job_id)]
+    if not rows:
         return None
-    state = fields["State"].partition(" ")[0]  # CANCELLED by 1000
-    code = fields["ExitCode"].partition(":")[0]
-    minutes = fields["TimelimitRaw"]
+    last = rows[-1]
+    if last["JobID"] != str(job_id):
+        raise UserError(_NOT_OURS.format(job_id))
+    state = last["State"].partition(" ")[0]  # CANCELLED by 1000
+    code, minutes = last["ExitCode"].partition(":")[0], last["TimelimitRaw"]
     return JobInfo(
         job_id=job_id,
-        name=fields["JobName"],
+        name=last["JobName"],
         state=state,
-        reason=_text(fields["Reason"]),
-        nodes=None if fields["NodeList"] == "None assigned" else _text(fields["NodeList"]),
-        restarts=0,
-        command=_text(fields["SubmitLine"][fields["SubmitLine"].find(" /") + 1 :]),
-        submit_time=_time(fields["Submit"]),
-        start_time=_time(fields["Start"]),
-        end_time=_time(fields["End"]),
+        reason=None if state in _OVER else _text(last["Reason"]),  # what it last waited for, not why it ended
+        nodes=_text(last["NodeList"]),
+        restarts=len(rows) - 1,
+        command=_script_of(last["SubmitLine"]),
+        submit_time=_time(last["Submit"]),
+        start_time=_time(last["Start"]),
+        end_time=_time(last["End"]),
         time_limit=60 * int(minutes) if minutes.isdecimal() else None,
         exit_code=int(code) if state in _OVER and code.isdecimal() else None,
     )
+
+
+def _script_of(submit_line: str) -> str | None:
+    """The script of `submit`'s command, its last word; sacct does not quote, and a path may hold spaces."""
+    _, slash, path = submit_line.rpartition(" /")
+    return f"/{path}" if slash else None
 
 
 def parse_duration(text: str | None) -> int | None:
@@ -250,16 +262,8 @@ def parse_duration(text: str | None) -> int | None:
 def _accounted(job_id: int) -> JobInfo | None:
     if shutil.which("sacct") is None:
         return None
-    fields, asked = ",".join(_SACCT_FIELDS), f"--jobs={job_id}"
-    argv = [
-        "sacct",
-        asked,
-        "-X",
-        "--noheader",
-        "--parsable2",
-        f"--delimiter={_SEPARATOR}",
-        f"--format={fields}",
-    ]
+    form = ["-X", "-D", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}"]
+    argv = ["sacct", f"--jobs={job_id}", *form, f"--format={','.join(_SACCT_FIELDS)}"]
     try:
         done = _call(argv)
     except SlurmUnavailable:
