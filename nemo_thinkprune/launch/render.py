@@ -34,7 +34,7 @@ def render(job: SlurmJob) -> str:
 
 def _title(job: SlurmJob) -> str:
     machines = f"{job.nodes} node{'s' if job.nodes > 1 else ''}"
-    gpus = f" of {job.gpus_per_node} GPUs" if job.gpus_per_node and not job.on_cpu else ""
+    gpus = f" of {job.gpus_per_node} GPUs" if job.gpus_per_node and not job.without_gpus else ""
     return f"thinkprune {job.verb} {shlex.quote(job.recipe)} on {machines}{gpus}, engine {job.engine}."
 
 
@@ -42,7 +42,7 @@ def _sbatch_lines(job: SlurmJob) -> Iterator[str]:
     yield f"--job-name={job.name}"
     yield f"--nodes={job.nodes}"
     yield "--ntasks-per-node=1"
-    if job.gpus_per_node and not job.on_cpu:
+    if job.gpus_per_node and not job.without_gpus:
         yield f"--gres=gpu:{job.gpus_per_node}"
     if job.cpus_per_node is None:
         yield from ("--exclusive", "--mem=0")

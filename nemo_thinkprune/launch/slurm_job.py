@@ -29,7 +29,7 @@ class SlurmJob:
         recipe: file (absolute) or name of a recipe; `overrides` are its a.b=c.
         verb: "train" for one round, "prune" for all.
         run_dir: run folder, absolute, on a file system that all nodes share; so is `work_dir`, where it starts.
-        gpus_per_node: GPUs asked of Slurm, and what Ray is told; with `on_cpu` what Ray is told alone.
+        gpus_per_node: ranks of a node, each with a GPU unless `without_gpus`; what Ray is told either way.
         time: Slurm's form of it (D-HH:MM:SS and shorter ones).
         save_ahead_s: seconds before the time limit at which the trainer is asked to save.
         cpus_per_node: processors of a node that is shared with other jobs; None: whole nodes.
@@ -54,6 +54,7 @@ class SlurmJob:
     verb: Literal["train", "prune"] = "train"
     engine: Literal["nemo-rl", "local"] = "nemo-rl"
     on_cpu: bool = False
+    without_gpus: bool = False
     nemo_rl_root: Path | None = None
     partition: str | None = None
     account: str | None = None
