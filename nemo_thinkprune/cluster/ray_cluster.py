@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one that the launcher made, or on a CPU one of our own."""
+"""The Ray cluster of a run: the one that is there, or on a CPU, where none is named, one of our own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from contextlib import contextmanager
 
 import ray
 
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.training.stopping import STOP_SIGNALS
 
 OBJECT_STORE_BYTES = 512 << 20
+ADDRESS = "RAY_ADDRESS"
+"""The variable that names a cluster; Ray sets it in the jobs that are submitted to it."""
 
 
 @contextmanager
 def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
-    """Join the cluster (or start one with a logical GPU for each rank) and leave it at the end of the block."""
+    """Join the cluster and leave it at the end of the block.
+
+    `on_cpu` without RAY_ADDRESS starts one with a logical GPU for each of the `ranks`; with it, the cluster
+    named there must have as many.
+
+    Raises:
+        UserError: it has fewer.
+    """
     with _own_signals():
         _join(on_cpu=on_cpu, ranks=ranks)
     try:
@@ -27,7 +37,7 @@ def ray_cluster(*, on_cpu: bool, ranks: int) -> Iterator[None]:
 
 
 def _join(*, on_cpu: bool, ranks: int) -> None:
-    if on_cpu:
+    if on_cpu and not os.environ.get(ADDRESS):
         ray.init(
             address="local",
             num_gpus=ranks,
@@ -37,11 +47,29 @@ def _join(*, on_cpu: bool, ranks: int) -> None:
             log_to_driver=True,
         )
         # NeMo-RL's memory tracker looks for the only cluster of the host unless told which
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    else:
-        from nemo_rl.distributed.virtual_cluster import init_ray
+        os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+        return
+    from nemo_rl.distributed.virtual_cluster import init_ray
 
-        init_ray()
+    init_ray()
+    if on_cpu:
+        _require(ranks)
+
+
+def _require(ranks: int) -> None:
+    """Refuse a cluster without room for the CPU workers; NeMo-RL would take an hour of waiting for it."""
+    needed = {"GPU": ranks, "CPU": ranks + 1}  # a CPU is held by each rank, one is lent to what is starting
+    there = ray.cluster_resources()
+    missing = [f"{count} {name}" for name, count in needed.items() if there.get(name, 0) < count]
+    if missing:
+        has = ", ".join(f"{there.get(name, 0):g} {name}" for name in needed)
+        address = ray.get_runtime_context().gcs_address
+        ray.shutdown()
+        raise UserError(
+            f"--on-cpu with {ranks} rank{'s' if ranks > 1 else ''} needs {' and '.join(missing)} by Ray's count, and "
+            f"the cluster at {address} has {has}: start its nodes with more (ray start --num-gpus=N --num-cpus=M; "
+            f"no real ones are used), or unset {ADDRESS} and this command starts a Ray of its own"
+        )
 
 
 @contextmanager
