@@ -20,6 +20,7 @@ KEY, TOKEN = "a1" * 20, "hf_AbCdEf0123456789"
 TO_EVERY_NODE = """
 private=${PRIVATE:?}
 to_every_node() { (umask 077; tee "$1" >"$OTHER/${1##*/}"); }
+finish() { echo "$@" >&2; exit "$2"; }
 """
 
 
@@ -122,7 +123,8 @@ def test_a_file_that_others_can_open_is_refused(tmp_path: Path, mode: int) -> No
         values(file)
     command = str(caught.value).rpartition("type: ")[2]
     assert TOKEN not in str(caught.value)
-    assert run_snippet(tmp_path, check=False, secrets_file=str(file)).process.returncode == 2
+    job = run_snippet(tmp_path, check=False, secrets_file=str(file), WANDB_API_KEY=KEY).process
+    assert job.returncode == 2 and "user_error 2" in job.stderr
     subprocess.run(["bash", "-c", command], check=True)
     assert values(file) == {"HF_TOKEN": TOKEN}
 
@@ -206,6 +208,11 @@ def test_without_secrets_the_user_s_own_files_stay_in_force(tmp_path: Path) -> N
 def test_a_file_that_is_gone_ends_the_job_for_good(tmp_path: Path) -> None:
     job = run_snippet(tmp_path, check=False, secrets_file=str(tmp_path / "gone"))
     assert job.process.returncode == 2 and "gone" in job.process.stderr
+
+
+def test_a_node_that_cannot_be_written_to_is_a_failure_that_may_pass(tmp_path: Path) -> None:
+    job = run_snippet(tmp_path, check=False, HF_TOKEN=TOKEN, OTHER=str(tmp_path / "no such folder"))
+    assert job.process.returncode == 1 and "failed 1" in job.process.stderr
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
