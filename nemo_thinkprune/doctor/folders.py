@@ -1,0 +1,163 @@
+"""Is a shared folder shared?  Every node writes a file of its own there and looks for those of the others."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from nemo_thinkprune.doctor.facts import File, Folder
+from nemo_thinkprune.doctor.host import space
+from nemo_thinkprune.recipe.files import write_atomic
+
+_LOCK = "lock"
+_POLL_S = 0.2
+
+
+class Canary:
+    """This node's file in one folder, and what it sees of the others."""
+
+    def __init__(self, *, label: str, folder: str, token: str, node: str) -> None:
+        self.label = label
+        self.parent = Path(folder)
+        self.folder = self.parent / f".thinkprune-doctor-{token}"
+        self.problem = ""
+        self._token, self._node = token, node
+        self._lock: int | None = None
+
+    def write(self, port: int) -> None:
+        """Write aside, sync and rename, as checkpoints are; `problem` says what did not work."""
+        if not self.parent.is_dir():
+            self.problem = "there is no such folder"
+            return
+        content = {"token": self._token, "port": port}
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_atomic(self.folder / f"{self._node}.json", json.dumps(content))
+        except OSError as error:
+            self.problem = f"cannot be written: {error.strerror or error}"
+
+    def hold_lock(self) -> None:
+        """Keep a file locked until `remove`, so that other nodes can see whether they notice."""
+        if self.problem:
+            return
+        try:
+            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.problem = f"flock does not work: {error.strerror or error}"
+
+    def seen(self) -> dict[str, int]:
+        """The nodes whose files are here, with the ports that they listen on."""
+        found = {}
+        with suppress(OSError):
+            # listing asks a network file system anew; looking for a name may be answered from memory
+            for name in os.listdir(self.folder):
+                if not name.endswith(".json"):
+                    continue
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    content = json.loads((self.folder / name).read_bytes())
+                    if content["token"] == self._token:
+                        found[name.removesuffix(".json")] = int(content["port"])
+        return found
+
+    def facts(self, asker: str) -> Folder:
+        """What is known by now; asks for the lock that `asker` holds."""
+        seen = sorted(self.seen())
+        return Folder(
+            self.label,
+            str(self.parent),
+            self.problem,
+            file_system(self.parent),
+            seen,
+            self._other_lock() if asker in seen and asker != self._node else "unknown",
+            space(str(self.parent)),
+        )
+
+    def remove(self) -> None:
+        """Take this node's file away, and the folder with the last of them."""
+        with suppress(OSError):
+            (self.folder / f"{self._node}.json").unlink()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+            with suppress(OSError):
+                (self.folder / _LOCK).unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def clear(self) -> None:
+        """Remove the folder with whatever nodes that died have left in it."""
+        self.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _other_lock(self) -> str:
+        try:
+            descriptor = os.open(self.folder / _LOCK, os.O_RDWR)
+        except OSError as error:
+            return error.strerror or str(error)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "local"
+        except BlockingIOError:
+            return ""
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            os.close(descriptor)
+
+
+def wait_for(canaries: Collection[Canary], names: Collection[str], *, until: float) -> None:
+    """Wait until every folder shows the files of all `names`, at most until the monotonic time `until`."""
+    usable = [canary for canary in canaries if not canary.problem]
+    while any(not set(names) <= canary.seen().keys() for canary in usable):
+        if time.monotonic() >= until:
+            return
+        time.sleep(_POLL_S)
+
+
+def file_facts(paths: dict[str, str]) -> list[File]:
+    """Whether this node can read the files and folders that a run needs."""
+    return [_file(label, Path(os.path.expanduser(path))) for label, path in paths.items()]
+
+
+def _file(label: str, path: Path) -> File:
+    try:
+        if path.is_dir():
+            os.listdir(path)
+            return File(label, str(path))
+        with path.open("rb") as stream:
+            stream.read(1)
+            return File(label, str(path), size=os.fstat(stream.fileno()).st_size)
+    except OSError as error:
+        return File(label, str(path), error.strerror or str(error))
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds `path` (nfs4, lustre, tmpfs, ...); empty when it is not told."""
+    try:
+        real = os.path.realpath(path)
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        fields = line.split(" ")
+        point = fields[1].replace("\\040", " ") if len(fields) > 2 else ""
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if point and inside and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = Path(os.path.abspath(path))
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path

@@ -1,0 +1,161 @@
+"""What a recipe needs from the machines: GPUs, files, and room for its checkpoints."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from checkpoints_tools.errors import CheckpointError
+from checkpoints_tools.hf_config import read_hf_config
+from checkpoints_tools.weight_map import weight_map
+from nemo_thinkprune.recipe.data_source import is_hub_id
+from nemo_thinkprune.recipe.describe import training_rows
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.model_source import locate
+from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.recipe.support import datasets
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MASTER_AND_MOMENTS = 12
+_MOST_STEPS = 10_000  # a larger grpo.max_num_steps only means: as many as the data gives
+_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes of the checkpoints: of one (0: not known), how many stay in a round (0: not known), and rounds.
+
+    `source` says where the size of the model comes from.
+    """
+
+    checkpoint: int = 0
+    kept: int = 0
+    rounds: int = 1
+    source: str = ""
+
+    @property
+    def one_round(self) -> int:
+        """Bytes that one round leaves, with one checkpoint more while it is being written."""
+        return self.checkpoint * (self.kept + 1)
+
+    @property
+    def all_rounds(self) -> int:
+        """Bytes that all rounds leave."""
+        return self.checkpoint * (self.kept * self.rounds + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is to be looked for.
+
+    `gpus` a node: 0 for a run on CPUs, None when it takes what there is; `paths` are files and folders by the
+    names of their keys; `hub` are names that only the hub has; `is_cluster`: NeMo-RL's own GPU workers.
+    """
+
+    engine: str = "local"
+    is_cluster: bool = False
+    nodes: int = 1
+    gpus: int | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
+    hub: tuple[str, ...] = ()
+    disk: Disk = field(default_factory=Disk)
+    wandb: bool = False
+    ports: range = range(25000, 28000)
+
+
+def needs_of(
+    recipe: Recipe, *, engine: str, on_cpu: bool, rounds: bool, environment: Mapping[str, str]
+) -> Needs:
+    """What a run of `recipe` needs; looks at files, downloads nothing."""
+    named = dict(_named(recipe))
+    cluster = engine == "nemo-rl" and not on_cpu
+    runs_on_cpu = on_cpu or (engine == "local" and recipe.thinkprune.runtime.device == "cpu")
+    optional = engine == "local" and recipe.thinkprune.runtime.device == "auto"
+    return Needs(
+        engine=engine,
+        is_cluster=cluster,
+        nodes=recipe.cluster.num_nodes,
+        gpus=0 if runs_on_cpu else None if optional else recipe.cluster.gpus_per_node,
+        paths={key: _absolute(path) for key, path in named.items() if not is_hub_id(path)},
+        hub=tuple(path for path in named.values() if is_hub_id(path)),
+        disk=disk_of(recipe, rounds=rounds, environment=environment),
+        wandb=recipe.logger.wandb_enabled,
+        ports=range(recipe.cluster.master_port_range_low, recipe.cluster.master_port_range_high),
+    )
+
+
+def disk_of(recipe: Recipe, *, rounds: bool, environment: Mapping[str, str]) -> Disk:
+    """Room for the checkpoints: weights, and float32 master weights with both moments, as the recipe keeps them."""
+    settings = recipe.checkpointing
+    parameters, source = parameter_count(recipe.policy.model_name, environment)
+    if not settings.enabled:
+        return Disk(source="checkpointing.enabled is false")
+    weights = _BYTES.get(recipe.policy.precision, 4)
+    # in float32 the weights are their own master copy
+    optimizer = _MASTER_AND_MOMENTS - (4 if weights == 4 else 0)
+    saved = saved_steps(recipe)
+    kept = min(saved, settings.keep_top_k + 1) if settings.keep_top_k and saved else saved
+    return Disk(
+        parameters * (weights + (optimizer if settings.save_optimizer else 0)),
+        kept or (settings.keep_top_k + 1 if settings.keep_top_k else 0),
+        len(recipe.thinkprune.limits) if rounds else 1,
+        source,
+    )
+
+
+def saved_steps(recipe: Recipe) -> int:
+    """How many checkpoints one round writes at most; 0 when that depends on data that is not there yet."""
+    rows, grpo = training_rows(recipe), recipe.grpo
+    if rows is None and grpo.max_num_steps > _MOST_STEPS:
+        return 0
+    steps = grpo.max_num_steps
+    if rows is not None:
+        steps = min(steps, grpo.max_num_epochs * (rows // grpo.num_prompts_per_step))
+    return -(-steps // recipe.checkpointing.save_period)
+
+
+def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Parameters of a model and where that is from: its config.json here or in the hub's cache, else its name.
+
+    0 when none of them tells.
+    """
+    for folder in _config_folders(model, environment):
+        try:
+            shapes = weight_map(read_hf_config(folder)).hf.values()
+        except (CheckpointError, OSError, ValueError):
+            continue
+        return sum(prod(shape) for shape in shapes), f"{folder}/config.json"
+    if match := _IN_NAME.search(model.rstrip("/").rpartition("/")[2]):
+        return round(float(match[1]) * 1e9), f"the name {model}"
+    return 0, f"nothing here tells how large {model} is"
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _config_folders(model: str, environment: Mapping[str, str]) -> Iterator[Path]:
+    try:
+        source = locate(model)
+    except UserError:
+        return
+    yield Path(source.folder)
+    home = environment.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "huggingface")
+    cache = Path(environment.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
+    yield from sorted((cache / f"models--{source.folder.replace('/', '--')}" / "snapshots").glob("*"))
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Key and value of everything that a run reads."""
+    yield "policy.model_name", recipe.policy.model_name
+    for path, dataset in datasets(recipe):
+        if dataset.data_path is not None:
+            yield f"{path}.data_path", dataset.data_path
+    if recipe.thinkprune.report_data is not None:
+        yield "thinkprune.report_data", recipe.thinkprune.report_data
+    if recipe.policy.pretrained_checkpoint is not None:
+        yield "policy.pretrained_checkpoint.path", recipe.policy.pretrained_checkpoint.path
