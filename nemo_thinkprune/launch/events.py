@@ -135,15 +135,15 @@ def _take_in(attempt: Attempt, event: Event) -> None:
         attempt.start = attempt.start or event.time
         attempt.nodes, attempt.head = _value(detail, "nodes"), _value(detail, "head")
     elif name == "ray_ready":
-        match = re.match(r"\d+(\.\d+)?", detail)
-        attempt.ray_ready_s = float(match[0]) if match else None
+        match = re.search(r"(?:^|\s)(\d+(?:\.\d+)?)(?= s\b|$)", detail)
+        attempt.ray_ready_s = float(match[1]) if match else None
     elif name == "signal":
         attempt.signals.append(detail)
     elif name == "end":
         attempt.end = event.time
         attempt.reason, _, rest = detail.partition(" ")
-        match = re.match(r"code=(\d+) ?", rest)
-        attempt.code = int(match[1]) if match else None
+        match = re.match(r"code=(\d+|-)(?: |$)", rest)  # "-": nothing ended with a code
+        attempt.code = int(match[1]) if match and match[1] != "-" else None
         attempt.text = rest[match.end() :] if match else rest
     elif name == "requeue" or name in LAST_EVENTS:
         attempt.then, attempt.then_why = name, detail

@@ -1,0 +1,220 @@
+"""The logs of a job: where they are, how they end, and what is added to them, across its attempts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event as Flag
+from typing import Literal, get_args
+
+from nemo_thinkprune.launch.events import JobFolder, attempts, is_last
+from nemo_thinkprune.launch.find_job import Found, find_job
+from nemo_thinkprune.launch.slurm import SlurmUnavailable, job_info
+from nemo_thinkprune.recipe.errors import UserError
+
+Which = Literal["driver", "ray-head", "ray-workers", "ray-ready", "watchdog", "stacks", "slurm"]
+Write = Callable[[str], None]
+
+POLL_S = 0.5
+_ASK_SLURM_S = 10.0
+_CHUNK = 1 << 16
+_LINE_BYTES = 400  # of an ordinary line: how much to read for a number of them
+_LONGEST_TAIL = 1 << 22
+
+
+def logs(
+    job: str,
+    *,
+    which: Which = "driver",
+    attempt: int | None = None,
+    lines: int = 40,
+    follow: bool = False,
+    write: Write,
+    stop: Flag | None = None,
+) -> None:
+    """Write where a log is and its last lines, then, to follow it, what is added until the job is over.
+
+    Following goes over to the log of the next attempt when that begins, unless one attempt was asked for. It
+    ends when the job's records or Slurm say that the job is over, when the asked attempt has ended, when `stop`
+    is set, or with KeyboardInterrupt.
+
+    Args:
+        job: a job's id, or a run folder.
+        which: the driver's output, Ray's, the watchdog's, the stacks of a stalled attempt, or what the script
+            itself printed ("slurm", one file for all attempts).
+        attempt: from 1; None: the newest.
+        lines: how many of the last lines to write first.
+        follow: go on with what is added.
+        write: gets text, as it is in the file.
+        stop: ends following when set.
+
+    Raises:
+        UserError: no such job, attempt or log.
+    """
+    found = find_job(job)
+    folder = found.folder
+    if folder is None:
+        raise UserError(f"{job} has no logs here: it is not a job of `thinkprune launch`, or never started")
+    if which not in get_args(Which):
+        raise UserError(f"there is no log called {which}: give one of {', '.join(get_args(Which))}")
+    number = _attempt(folder, attempt, waiting=follow and _may_go_on(found, folder))
+    if which == "stacks":
+        if follow:
+            raise UserError("stacks are written once: leave --follow away")
+        return _write_stacks(folder.attempt(number) / "stacks", lines=lines, write=write)
+    reader = _Reader(folder, which, number, write)
+    if not follow and not reader.path.is_file():
+        raise UserError(f"{reader.path} is not there{_there_are(reader.path.parent)}")
+    reader.open(lines=lines)
+    if follow:
+        _follow(reader, found, only=attempt, stop=stop or Flag())
+
+
+def _attempt(folder: JobFolder, wanted: int | None, *, waiting: bool) -> int:
+    known = folder.attempt_numbers()
+    if wanted is None:
+        if known or waiting or folder.output.exists():
+            return known[-1] if known else 1
+        raise UserError(f"job {folder.job_id} has not begun: there are no logs in {folder.path}")
+    if wanted in known or waiting:
+        return wanted
+    has = f"it has {', '.join(map(str, known))}" if known else "it has none"
+    raise UserError(f"job {folder.job_id} has no attempt {wanted}: {has}")
+
+
+def _may_go_on(found: Found, folder: JobFolder) -> bool:
+    return not found.info.over if found.info else not is_last(folder.events())
+
+
+def _there_are(folder: Path) -> str:
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError:
+        names = []
+    return f"; in {folder} there are {', '.join(names)}" if names else ""
+
+
+def _write_stacks(folder: Path, *, lines: int, write: Write) -> None:
+    files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+    if not files:
+        raise UserError(
+            f"no stacks in {folder}: they are written when the watchdog ends an attempt that stalled"
+        )
+    for path in files:
+        write(f"==> {path} <==\n")
+        write(_tail(path, lines)[0])
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Hands on what is added to one log; the file need not be there yet, and may be replaced."""
+
+    folder: JobFolder
+    which: Which
+    number: int
+    write: Write
+    position: int = 0
+    inode: int | None = None
+    ends_line: bool = True
+
+    @property
+    def path(self) -> Path:
+        if self.which == "slurm":
+            return self.folder.output
+        return self.folder.attempt(self.number) / f"{self.which.replace('-', '_')}.log"
+
+    def open(self, *, lines: int) -> None:
+        """Say which file it is and write its last lines."""
+        if not self.ends_line:
+            self.write("\n")
+        self.write(f"==> {self.path} <==\n")
+        text, self.position, self.inode = _tail(self.path, lines)
+        self._hand_on(text)
+
+    def more(self) -> bool:
+        """Write what was added; whether there was anything."""
+        try:
+            with open(self.path, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                if status.st_ino != self.inode or status.st_size < self.position:
+                    self.inode, self.position = status.st_ino, 0
+                stream.seek(self.position)
+                data = stream.read(_CHUNK)
+        except OSError:
+            return False
+        if len(data) == _CHUNK:  # more follows: do not cut a character in two
+            data = data[: data.rfind(b"\n") + 1] or data
+        self.position += len(data)
+        self._hand_on(data.decode("utf-8", errors="replace"))
+        return bool(data)
+
+    def _hand_on(self, text: str) -> None:
+        if text:
+            self.write(text)
+            self.ends_line = text.endswith("\n")
+
+
+def _follow(reader: _Reader, found: Found, *, only: int | None, stop: Flag) -> None:
+    folder, asked = reader.folder, time.monotonic()
+    while not stop.is_set():
+        now = time.monotonic()
+        over = is_last(folder.events())
+        if not over and now - asked >= _ASK_SLURM_S:
+            over, asked = _is_over(folder.job_id), now
+        newest = max(folder.attempt_numbers(), default=reader.number)
+        ended = only is not None and _has_ended(folder, only)
+        while reader.more():
+            pass
+        if over or ended:
+            return _take_leave(reader, folder, only)
+        if only is None and newest > reader.number and reader.which != "slurm":
+            reader.number += 1  # one after the other: a short attempt is not left out
+            reader.open(lines=_LONGEST_TAIL // _LINE_BYTES)
+            continue
+        stop.wait(POLL_S)
+
+
+def _take_leave(reader: _Reader, folder: JobFolder, only: int | None) -> None:
+    newest = max(folder.attempt_numbers(), default=reader.number)
+    while only is None and reader.which != "slurm" and reader.number < newest:
+        reader.number += 1
+        reader.open(lines=_LONGEST_TAIL // _LINE_BYTES)
+    while reader.more():
+        pass
+
+
+def _has_ended(folder: JobFolder, number: int) -> bool:
+    tried = {attempt.number: attempt for attempt in attempts(folder.events())}
+    return (number in tried and tried[number].end is not None) or any(other > number for other in tried)
+
+
+def _is_over(job_id: int) -> bool:
+    """Whether Slurm says so; where Slurm is not here, or does not answer just now, it does not."""
+    try:
+        info = job_info(job_id)
+    except SlurmUnavailable:
+        return False
+    return info is None or info.over
+
+
+def _tail(path: Path, lines: int) -> tuple[str, int, int | None]:
+    """(the last lines, offset behind them, inode); nothing where there is no file yet."""
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            wanted = min(size, max(lines, 0) * _LINE_BYTES, _LONGEST_TAIL)
+            data = b""
+            while True:
+                stream.seek(size - wanted)
+                data = stream.read(wanted)
+                if wanted in (size, _LONGEST_TAIL) or data.count(b"\n") > lines:
+                    break
+                wanted = min(size, 2 * wanted, _LONGEST_TAIL)
+            inode = os.fstat(stream.fileno()).st_ino
+    except OSError:
+        return "", 0, None
+    kept = data.splitlines(keepends=True)[-lines:] if lines > 0 else []
+    return b"".join(kept).decode("utf-8", errors="replace"), size, inode
