@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_thinkprune.launch.events import JobFolder
 from nemo_thinkprune.launch.find_job import Found, find_job
@@ -24,6 +24,7 @@ Say = Callable[[str], None]
 
 END_TIMEOUT_S = 180.0
 SAVE_TIMEOUT_S = 3600.0
+FORGOTTEN = "unknown to Slurm"
 _POLL_S = 1.0
 _SAY_EVERY_S = 60.0
 
@@ -112,11 +113,12 @@ def _wait(info: JobInfo, say: Say, *, deadline: float, poll_s: float, saving: bo
     said = time.monotonic()
     while True:
         try:
-            info = job_info(info.job_id) or _forgotten(info)
+            # what Slurm has forgotten is over, it does not say how
+            info = job_info(info.job_id) or replace(info, state=FORGOTTEN)
         except SlurmUnavailable:
             if time.monotonic() > deadline:
                 raise
-        if info.over:
+        if info.over or info.state == FORGOTTEN:
             return info
         if saving and info.pending:
             say("It was requeued before it could be told not to; it is cancelled in the queue.")
@@ -131,14 +133,10 @@ def _wait(info: JobInfo, say: Say, *, deadline: float, poll_s: float, saving: bo
         time.sleep(min(poll_s, max(deadline - now, 0.05)))
 
 
-def _forgotten(info: JobInfo) -> JobInfo:
-    raise UserError(f"Slurm has forgotten job {info.job_id} while it was waited for: it is over")
-
-
 def _report(found: Found, info: JobInfo, before: Checkpoint | None, say: Say) -> Cancelled:
     run_dir = found.run_dir
     checkpoint = newest_checkpoint(run_dir) if run_dir else None
-    if not info.over:
+    if not info.over and info.state != FORGOTTEN:
         say(f"Job {info.job_id} is not over yet ({info.state}): it may still be saving.")
         say(f"Next:     thinkprune launch status {info.job_id}")
         say(f"          thinkprune launch cancel {info.job_id}   (ends it without saving)")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Flag
 from typing import Literal, get_args
@@ -23,6 +25,7 @@ _ASK_SLURM_S = 10.0
 _CHUNK = 1 << 16
 _LINE_BYTES = 400  # of an ordinary line: how much to read for a number of them
 _LONGEST_TAIL = 1 << 22
+_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 def logs(
@@ -119,6 +122,7 @@ class _Reader:
     position: int = 0
     inode: int | None = None
     ends_line: bool = True
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _DECODER("replace"))
 
     @property
     def path(self) -> Path:
@@ -128,11 +132,15 @@ class _Reader:
 
     def open(self, *, lines: int) -> None:
         """Say which file it is and write its last lines."""
-        if not self.ends_line:
-            self.write("\n")
-        self.write(f"==> {self.path} <==\n")
+        self._say_path()
         text, self.position, self.inode = _tail(self.path, lines)
         self._hand_on(text)
+
+    def go_on(self) -> None:
+        """Turn to the log of the next attempt, from its beginning."""
+        self.number += 1
+        self._say_path()
+        self.position, self.inode = 0, None
 
     def more(self) -> bool:
         """Write what was added; whether there was anything."""
@@ -141,15 +149,18 @@ class _Reader:
                 status = os.fstat(stream.fileno())
                 if status.st_ino != self.inode or status.st_size < self.position:
                     self.inode, self.position = status.st_ino, 0
+                    self.decoder.reset()
                 stream.seek(self.position)
                 data = stream.read(_CHUNK)
         except OSError:
             return False
-        if len(data) == _CHUNK:  # more follows: do not cut a character in two
-            data = data[: data.rfind(b"\n") + 1] or data
         self.position += len(data)
-        self._hand_on(data.decode("utf-8", errors="replace"))
+        self._hand_on(self.decoder.decode(data))
         return bool(data)
+
+    def _say_path(self) -> None:
+        self.write(f"{'' if self.ends_line else chr(10)}==> {self.path} <==\n")
+        self.ends_line = True
 
     def _hand_on(self, text: str) -> None:
         if text:
@@ -158,7 +169,7 @@ class _Reader:
 
 
 def _follow(reader: _Reader, found: Found, *, only: int | None, stop: Flag) -> None:
-    folder, asked = reader.folder, time.monotonic()
+    folder, asked = reader.folder, -math.inf
     while not stop.is_set():
         now = time.monotonic()
         over = is_last(folder.events())
@@ -169,21 +180,22 @@ def _follow(reader: _Reader, found: Found, *, only: int | None, stop: Flag) -> N
         while reader.more():
             pass
         if over or ended:
+            stop.wait(POLL_S)  # another machine's last lines come a little later
             return _take_leave(reader, folder, only)
         if only is None and newest > reader.number and reader.which != "slurm":
-            reader.number += 1  # one after the other: a short attempt is not left out
-            reader.open(lines=_LONGEST_TAIL // _LINE_BYTES)
+            reader.go_on()  # one after the other: a short attempt is not left out
             continue
         stop.wait(POLL_S)
 
 
 def _take_leave(reader: _Reader, folder: JobFolder, only: int | None) -> None:
     newest = max(folder.attempt_numbers(), default=reader.number)
-    while only is None and reader.which != "slurm" and reader.number < newest:
-        reader.number += 1
-        reader.open(lines=_LONGEST_TAIL // _LINE_BYTES)
-    while reader.more():
-        pass
+    while True:
+        while reader.more():
+            pass
+        if only is not None or reader.which == "slurm" or reader.number >= newest:
+            return
+        reader.go_on()
 
 
 def _has_ended(folder: JobFolder, number: int) -> bool:
@@ -216,5 +228,6 @@ def _tail(path: Path, lines: int) -> tuple[str, int, int | None]:
             inode = os.fstat(stream.fileno()).st_ino
     except OSError:
         return "", 0, None
-    kept = data.splitlines(keepends=True)[-lines:] if lines > 0 else []
-    return b"".join(kept).decode("utf-8", errors="replace"), size, inode
+    ends = b"\n" if data.endswith(b"\n") else b""
+    kept = data.removesuffix(b"\n").split(b"\n")[-lines:] if lines > 0 and data else []
+    return (b"\n".join(kept) + (ends if kept else b"")).decode("utf-8", errors="replace"), size, inode
