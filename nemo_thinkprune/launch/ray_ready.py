@@ -21,11 +21,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_thinkprune.recipe.errors import UserError
+
 DEADLINE_S = 600.0
 TRY_S = 20.0
 PERIOD_S = 1.0
 LEAST_TRY_S = 2.0
 _LOG_PREFIX = re.compile(r"^\[\d{4}-\d\d-\d\d [^\]]*\]\s*(\S+\.(cc|h):\d+:\s*)?")
+EXIT_REFUSED = 3
+_TOKEN = (
+    "the cluster wants a token that this process does not have: give RAY_AUTH_MODE (and, with tokens, "
+    "RAY_AUTH_TOKEN_PATH) the same value for the head, the workers and all that connects to them"
+)
 WHERE = "see ray_workers.log, and ray_head.log for the first node, in the log folder of this attempt"
 
 
@@ -53,6 +60,10 @@ class NotAnswering(RuntimeError):
     """The head did not answer; the message is one line that says why."""
 
 
+class Refused(NotAnswering):
+    """It answered that it will not: trying again is of no use."""
+
+
 def wait(
     wanted: Sequence[Wanted],
     ask: Callable[[float], list[RayNode]],
@@ -73,7 +84,12 @@ def wait(
         left = deadline_s - (clock() - began)
         try:
             nodes, why = ask(max(LEAST_TRY_S, min(TRY_S, left))), ""
+        except Refused as error:
+            say(f"Ray not ready: {error}; {WHERE}")
+            return False
         except NotAnswering as error:
+            if not why and not nodes:
+                say(f"waiting for the head: {error}")
             why = str(error)
         lacking = _lacking(wanted, nodes, gpus_per_node)
         joined = len(wanted) - len(lacking)
@@ -92,7 +108,7 @@ def wait(
 
 def _given_up(lacking: Sequence[str], why: str, *, total: int, deadline_s: float) -> str:
     if why:
-        return f"Ray not ready after {deadline_s:g} s: the head does not answer ({why}); {WHERE}"
+        return f"Ray not ready after {deadline_s:g} s: the head does not answer: {why}; {WHERE}"
     return (
         f"Ray not ready after {deadline_s:g} s: waiting for {len(lacking)} of {_count(total, 'node')}: "
         f"{', '.join(lacking)}; {WHERE}"
@@ -145,8 +161,13 @@ def resolved(name: str) -> frozenset[str]:
 
 def ask_in_a_process(address: str) -> Callable[[float], list[RayNode]]:
     """Ask the head in a process of its own, as Ray's connecting can hang or end the process that does it."""
+    host, port = split_address(address)
 
     def ask(seconds: float) -> list[RayNode]:
+        try:
+            socket.create_connection((host, port), timeout=seconds).close()
+        except OSError as error:
+            raise NotAnswering(f"{address}: {error.strerror or error}") from None
         process = subprocess.Popen(
             [sys.executable, "-m", "nemo_thinkprune.launch.ray_ready", "--ask", address, str(seconds)],
             stdin=subprocess.DEVNULL,
@@ -159,12 +180,29 @@ def ask_in_a_process(address: str) -> Callable[[float], list[RayNode]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            raise NotAnswering(f"no answer within {seconds:g} s") from None
+            raise NotAnswering(f"{address}: no answer within {seconds:g} s") from None
+        if process.returncode == EXIT_REFUSED:
+            raise Refused(f"{address}: {_last_line(err)}")
         if process.returncode != 0:
-            raise NotAnswering(_last_line(err) or f"asking ended with {process.returncode}")
+            raise NotAnswering(f"{address}: {_last_line(err) or f'asking ended with {process.returncode}'}")
         return [RayNode(frozenset(node["names"]), node["gpus"]) for node in json.loads(out)]
 
     return ask
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPv6]:PORT.
+
+    Raises:
+        UserError: It is neither.
+    """
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or not port.isdecimal() or (":" in bare) != (bare != host):
+        raise UserError(
+            f"{address!r} is not HOST:PORT; an IPv6 address is written in brackets, as in [fd00::1]:6379"
+        )
+    return bare, int(port)
 
 
 def _last_line(text: str) -> str:
@@ -203,8 +241,11 @@ def _ask(address: str, seconds: float) -> int:
     try:
         print(json.dumps(node_table(address, seconds)), flush=True)
     except Exception as error:
-        text = " ".join(str(error).split())
-        print(f"{type(error).__name__}: {text}", file=sys.stderr, flush=True)
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "Unauthenticated" in what or "InvalidAuthToken" in what:
+            print(_TOKEN, file=sys.stderr, flush=True)
+            return EXIT_REFUSED
+        print(what[:300], file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -217,10 +258,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [name for name in (args.nodes or "").split(",") if name]
     if not args.address or not names:
         _parser().error("--address and --nodes are needed")
+    try:
+        ask = ask_in_a_process(args.address)
+    except UserError as error:
+        _parser().error(str(error))
     wanted = [Wanted(name, aliases(name, resolved)) for name in names]
     ready = wait(
         wanted,
-        ask_in_a_process(args.address),
+        ask,
         deadline_s=args.deadline_s,
         gpus_per_node=args.gpus_per_node,
         say=lambda line: print(line, flush=True),
