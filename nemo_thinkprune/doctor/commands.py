@@ -61,8 +61,7 @@ class Request:
     account: str | None = None
     time: str | None = None
     container: str | None = None
-    mounts: str | None = None
-    python: str | None = None
+    mounts: tuple[str, ...] = ()
     scratch: str = "/tmp"
     secrets: Path | None = None
     wait_s: float = 600.0
@@ -107,7 +106,9 @@ def examine(request: Request, *, environment: Mapping[str, str]) -> Iterator[Fin
             nodes, nodes[0], needs, is_login=slurm is not None and "SLURM_JOB_ID" not in environment
         )
         return
-    answers, here = _ask(request, replace(question, asker=f"{this_node()} (here)"), environment)
+    asked = replace(question, asker=f"{this_node()} (here)")
+    gpus = (request.gpus_per_node or 0) if needs.gpus is None else needs.gpus
+    answers, here = _ask(request, asked, gpus, environment)
     yield from _silent(answers, request.nodes)
     if answers.facts:
         yield from _judged(list(answers.facts), here, needs, is_login=False)
@@ -177,11 +178,13 @@ def _question(request: Request, needs: Needs, environment: Mapping[str, str]) ->
     )
 
 
-def _ask(request: Request, question: Question, environment: Mapping[str, str]) -> tuple[Answers, NodeFacts]:
+def _ask(
+    request: Request, question: Question, gpus: int, environment: Mapping[str, str]
+) -> tuple[Answers, NodeFacts]:
     """Ask the nodes while this machine, which is perhaps none of them, watches the shared folders."""
     placement = Placement(
-        request.nodes or 1, request.gpus_per_node or 0, request.partition, request.account, request.container,
-        request.mounts, request.python, request.wait_s,
+        request.nodes or 1, gpus, request.partition, request.account, request.container, request.mounts,
+        request.wait_s,
     )  # fmt: skip
     canaries = [
         Canary(label=label, folder=folder, token=question.token, node=question.asker)
@@ -229,12 +232,15 @@ def _silent(answers: Answers, count: int) -> Iterator[Finding]:
         return
     who = fold(answers.silent) or f"{answers.missing} of {count} nodes"
     said = "".join(f"\n{line}" for line in answers.said)
-    yield problem(
-        "nodes",
-        f"no answer from {who}: this program cannot be started there, or did not end in time{said}",
-        "install it at the same path on all nodes (a shared file system), or give --container and --mounts",
-        *answers.silent,
-    )
+    if not answers.facts and any(line.startswith("srun: error:") for line in answers.said):
+        why, remedy = (
+            "Slurm started nothing",
+            "correct --nodes, --partition and --account: sinfo shows what there is",
+        )
+    else:
+        why = f"no answer from {who}: this program cannot be started there, or did not end in time"
+        remedy = "install it at the same path on all nodes (a shared file system), or give --container and --mounts"
+    yield problem("nodes", f"{why}{said}", remedy, *answers.silent)
 
 
 def _secrets(request: Request, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -262,7 +268,8 @@ def _closing(request: Request, problems: int) -> str:
         nodes = [] if request.nodes is not None else ["--nodes", "N"]
         return f"No problems.  Next: {shlex.join(['thinkprune', 'launch', 'slurm', *options, *nodes])}"
     verb = "prune" if request.rounds else "train"
-    return f"No problems.  Next: {shlex.join(['thinkprune', verb, *options])}"
+    words = [word for word in options if word != "--rounds"]
+    return f"No problems.  Next: {shlex.join(['thinkprune', verb, *words])}"
 
 
 def _options(request: Request) -> list[str]:
@@ -273,8 +280,10 @@ def _options(request: Request) -> list[str]:
         "--engine": engine.name if engine.name != "local" else None, "--nemo-rl-root": engine.nemo_rl_root,
         "--run-dir": request.run_dir, "--nodes": request.nodes, "--gpus-per-node": request.gpus_per_node,
         "--partition": request.partition, "--account": request.account, "--time": request.time,
-        "--container": request.container, "--mounts": request.mounts, "--secrets": request.secrets,
+        "--container": request.container, "--secrets": request.secrets,
     }  # fmt: skip
     for name, value in given.items():
         words += [name, str(value)] if value is not None else []
-    return [*words, *(["--on-cpu"] if engine.on_cpu else [])]
+    words += [word for mount in request.mounts for word in ("--mounts", mount)]
+    flags = {"--on-cpu": engine.on_cpu, "--rounds": request.rounds}
+    return [*words, *(name for name, is_given in flags.items() if is_given)]

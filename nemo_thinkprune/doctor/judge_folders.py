@@ -42,15 +42,18 @@ def judge_space(space: Space, disk: Disk) -> Iterator[Finding]:
         )
     free, quota = f"{space.path} has {size(space.free)} free", "a quota is not seen: ask for yours"
     room = "make room, set checkpointing.save_optimizer=false or a larger checkpointing.save_period"
-    if space.free < 0 or not disk.checkpoint:
-        yield note("disk", f"{free if space.free >= 0 else space.problem}; {disk.source}", quota)
+    if space.free < 0:
+        yield problem("disk", f"{space.path}: {space.problem}", "name a --run-dir that can be used")
+        return
+    if not disk.checkpoint:
+        yield note("disk", f"{free}; {disk.source}", quota)
         return
     one = f"a checkpoint takes about {size(disk.checkpoint)} (by {disk.source})"
     if not disk.kept:
         told, needed = f"{one}; how many there will be is known once the data is there", 2 * disk.checkpoint
     else:
         rounds = f", {disk.kept * disk.rounds} in {disk.rounds} rounds" if disk.rounds > 1 else ""
-        needed = disk.all_rounds
+        needed = disk.needed
         told = f"{one}, {disk.kept} are kept in a round{rounds}: {size(needed)}"
     if space.free < needed:
         yield problem("disk", f"{free}; {told}", room)
@@ -62,11 +65,12 @@ def judge_space(space: Space, disk: Disk) -> Iterator[Finding]:
 
 def _shared(label: str, told: dict[str, Folder]) -> Iterator[Finding]:
     wrong = {name: folder for name, folder in told.items() if folder.problem}
+    elsewhere = " (others have it: it is not shared)" if len(wrong) < len(told) else ""
     for name, folder in wrong.items():
         yield problem(
             label,
-            f"{folder.path}: {folder.problem}",
-            "make it, or name a folder that all nodes share and you may write",
+            f"{folder.path}: {folder.problem}{elsewhere}",
+            "name a folder that all nodes share and you may write",
             name,
         )
     usable = {name: folder for name, folder in told.items() if not folder.problem}

@@ -8,8 +8,8 @@ from checkpoints_tools.sizes import size
 from nemo_thinkprune.doctor.facts import Host, NodeFacts
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
 from nemo_thinkprune.doctor.needs import Needs
+from nemo_thinkprune.launch.slurm_job import SOCKET_BYTES
 
-SOCKET_PATH = 107
 PRIVATE = "/thinkprune-12345678-10/ray"
 """What a job adds to its scratch folder."""
 _SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -37,11 +37,11 @@ def _scratch(host: Host, node: str, needs: Needs) -> Iterator[Finding]:
     other = "give --scratch another folder of the node, such as /tmp"
     if host.scratch_problem:
         yield problem(name, f"{space.path}: {host.scratch_problem}", other, node)
-    elif needs.engine == "nemo-rl" and length > SOCKET_PATH:
+    elif needs.engine == "nemo-rl" and length > SOCKET_BYTES:
         yield problem(
             name,
-            f"{space.path} is too long by {length - SOCKET_PATH} characters: Ray's sockets in it would pass the "
-            f"{SOCKET_PATH} bytes of a Unix socket's path",
+            f"{space.path} is too long by {length - SOCKET_BYTES} characters: Ray's sockets in it would pass the "
+            f"{SOCKET_BYTES} bytes of a Unix socket's path",
             "give --scratch a shorter folder of the node, such as /tmp",
             node,
         )

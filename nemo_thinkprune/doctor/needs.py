@@ -35,16 +35,11 @@ class Disk:
     checkpoint: int = 0
     kept: int = 0
     rounds: int = 1
-    source: str = ""
+    source: str = "without a recipe there is nothing to compare it with"
 
     @property
-    def one_round(self) -> int:
-        """Bytes that one round leaves, with one checkpoint more while it is being written."""
-        return self.checkpoint * (self.kept + 1)
-
-    @property
-    def all_rounds(self) -> int:
-        """Bytes that all rounds leave."""
+    def needed(self) -> int:
+        """Bytes that all rounds leave, with one checkpoint more while it is being written."""
         return self.checkpoint * (self.kept * self.rounds + 1)
 
 

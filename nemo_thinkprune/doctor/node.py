@@ -16,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nemo_thinkprune.doctor.facts import NodeFacts, Question
@@ -26,6 +26,7 @@ from nemo_thinkprune.doctor.host import host_facts
 from nemo_thinkprune.doctor.hostlist import expand
 from nemo_thinkprune.doctor.mesh import Listener, Neighbour
 from nemo_thinkprune.doctor.network import network_facts
+from nemo_thinkprune.launch.slurm_job import GCS_PORTS
 
 _MARK = "thinkprune-doctor"
 _PIECE = 600  # characters: srun keeps labelled lines whole up to 1024
@@ -103,6 +104,11 @@ def heard(lines: Iterable[str], token: str) -> dict[str, bytes]:
     return found
 
 
+def job_port(job_id: int) -> int:
+    """The port that the script of a job tries first for Ray (launchers/slurm/job.sbatch.jinja)."""
+    return GCS_PORTS[job_id * 7 % len(GCS_PORTS)]
+
+
 def this_node() -> str:
     """The name that Slurm has for this machine, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -146,8 +152,9 @@ def _path(text: str | None) -> Path | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Answer the question in the one argument, as JSON."""
-    question = Question(**json.loads(arguments[0]))
-    node = this_node()
+    question, node = Question(**json.loads(arguments[0])), this_node()
+    if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal() and not question.port:
+        question = replace(question, port=job_port(int(job)))
     nodes = expand(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or node)
     facts = node_facts(question, node=node, peers=[name for name in nodes if name != node])
     for line in spoken(facts, question.token):

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from nemo_thinkprune.doctor.facts import NodeFacts, Question
 from nemo_thinkprune.doctor.hostlist import expand
 from nemo_thinkprune.doctor.node import heard
+from nemo_thinkprune.launch.templates import launchers_folder
 from nemo_thinkprune.recipe.errors import UserError
 
 _FACTS = TypeAdapter(NodeFacts)
@@ -39,8 +40,7 @@ class Placement:
     partition: str | None = None
     account: str | None = None
     container: str | None = None
-    mounts: str | None = None
-    python: str | None = None
+    mounts: tuple[str, ...] = ()
     wait_s: float = 600.0
 
 
@@ -95,9 +95,11 @@ def srun_command(question: Question, placement: Placement, *, inside: bool) -> l
         options.append(f"--time={_MINUTES}")
     if placement.container:
         options += [f"--container-image={placement.container}", "--no-container-mount-home"]
-        options += [f"--container-mounts={placement.mounts}"] if placement.mounts else []
-    python = placement.python or ("python" if placement.container else sys.executable)
-    return ["srun", *options, python, "-m", "nemo_thinkprune.doctor.node", json.dumps(asdict(question))]
+        options += [f"--container-mounts={','.join(placement.mounts)}"] if placement.mounts else []
+    start = [sys.executable]
+    if placement.container:  # its own Python, and this program as a job would find it there
+        start = ["env", f"PYTHONPATH={launchers_folder().parent}", "python"]
+    return ["srun", *options, *start, "-m", "nemo_thinkprune.doctor.node", json.dumps(asdict(question))]
 
 
 def read_answers(texts: Mapping[str, bytes]) -> list[NodeFacts]:

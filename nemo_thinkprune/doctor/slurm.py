@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
+from nemo_thinkprune.launch.slurm_job import seconds
 
 _PATIENCE_S = 20.0
 _DEAD = ("down", "drain", "fail", "maint", "inval", "unk", "power", "not_resp", "no_respond", "reboot")
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +71,6 @@ def judge_slurm(facts: SlurmFacts, *, nodes: int | None, time: str | None) -> It
         yield ok("Slurm", f"{facts.version}, partition {facts.partition}, {_states(facts)}")
 
 
-def seconds(text: str) -> int | None:
-    """Seconds of a time as Slurm writes it (90, 1:30, 24:00:00, 2-12, 1-00:30:00); None without a limit.
-
-    Raises:
-        ValueError: it is no such time.
-    """
-    if text.upper() in ("UNLIMITED", "INFINITE", "-1", "NONE"):
-        return None
-    match = _TIME.fullmatch(text.strip())
-    if not match:
-        raise ValueError(text)
-    days, first, second, third = (int(part) if part else None for part in match.groups())
-    first = first or 0
-    if days is not None:
-        return days * 86400 + first * 3600 + (second or 0) * 60 + (third or 0)
-    if third is not None:
-        return first * 3600 + (second or 0) * 60 + third
-    return first * 60 + (second or 0)
-
-
 def _partition(facts: SlurmFacts, nodes: int | None) -> Iterator[Finding]:
     if facts.settings.get("State", "UP") != "UP":
         yield problem(
@@ -121,17 +102,11 @@ def _partition(facts: SlurmFacts, nodes: int | None) -> Iterator[Finding]:
 def _time(facts: SlurmFacts, time: str | None) -> Iterator[Finding]:
     if time is None:
         return
-    try:
-        asked = seconds(time)
-    except ValueError:
+    asked, limit = seconds(time), facts.settings.get("MaxTime", "UNLIMITED")
+    most = seconds(limit)  # None: there is none
+    if asked is None:
         yield problem("Slurm", f"--time {time} is not a time", "write it as 24:00:00 or 2-12:00:00")
-        return
-    limit = facts.settings.get("MaxTime", "UNLIMITED")
-    try:
-        most = seconds(limit)
-    except ValueError:
-        return
-    if most is not None and (asked is None or asked > most):
+    elif most is not None and asked > most:
         yield problem(
             "Slurm",
             f"--time {time} is more than partition {facts.partition} gives, {limit}",
@@ -175,7 +150,7 @@ def _counts(text: str) -> dict[str, int]:
 def _answer(*command: str) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_S, check=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"},
     )  # fmt: skip
     return done.stdout.strip()
 
