@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from nemo_thinkprune.cli_launch import launch_app
+from nemo_thinkprune.cli_launch import doctor, launch_app
 from nemo_thinkprune.cli_options import Engine, EngineName, NemoRlRoot, OnCpu, Overrides, RecipeName, RunDir
 from nemo_thinkprune.recipe.errors import UserError
 
@@ -64,6 +64,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
+app.command("doctor")(doctor)
 
 
 class Truncation(StrEnum):
