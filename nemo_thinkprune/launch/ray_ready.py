@@ -26,7 +26,7 @@ from nemo_thinkprune.recipe.errors import UserError
 DEADLINE_S = 600.0
 TRY_S = 20.0
 PERIOD_S = 1.0
-LEAST_TRY_S = 2.0
+LEAST_TRY_S = 5.0
 _LOG_PREFIX = re.compile(r"^\[\d{4}-\d\d-\d\d [^\]]*\]\s*(\S+\.(cc|h):\d+:\s*)?")
 EXIT_REFUSED = 3
 _TOKEN = (
@@ -78,17 +78,18 @@ def wait(
 
     `ask(seconds)` gives the living nodes within that time or raises `NotAnswering`.
     """
-    began, said, why = clock(), -1, ""
+    began, said = clock(), -1
+    why: str | None = None
     nodes: list[RayNode] = []
     while True:
         left = deadline_s - (clock() - began)
         try:
-            nodes, why = ask(max(LEAST_TRY_S, min(TRY_S, left))), ""
+            nodes, why = ask(max(LEAST_TRY_S, min(TRY_S, left))), ""  # an empty word: it answers
         except Refused as error:
             say(f"Ray not ready: {error}; {WHERE}")
             return False
         except NotAnswering as error:
-            if not why and not nodes:
+            if why is None:
                 say(f"waiting for the head: {error}")
             why = str(error)
         lacking = _lacking(wanted, nodes, gpus_per_node)
@@ -106,7 +107,7 @@ def wait(
         sleep(PERIOD_S)
 
 
-def _given_up(lacking: Sequence[str], why: str, *, total: int, deadline_s: float) -> str:
+def _given_up(lacking: Sequence[str], why: str | None, *, total: int, deadline_s: float) -> str:
     if why:
         return f"Ray not ready after {deadline_s:g} s: the head does not answer: {why}; {WHERE}"
     return (
