@@ -22,8 +22,8 @@ from nemo_thinkprune.recipe.files import is_folder
 class Found:
     """A job and its run folder.
 
-    `job_id` is None for a run folder without jobs, `info` None where Slurm does not know the job or is not
-    here; `silence` then says why. `earlier` are the run folder's other jobs.
+    `job_id` is None for a run folder without jobs, `info` None where Slurm does not know the job (`forgotten`) or
+    is not here; `silence` then says why. `earlier` are the run folder's other jobs.
     """
 
     job_id: int | None
@@ -31,6 +31,7 @@ class Found:
     info: JobInfo | None
     silence: str | None = None
     earlier: tuple[int, ...] = ()
+    forgotten: bool = False
 
     @property
     def folder(self) -> JobFolder | None:
@@ -81,6 +82,7 @@ def _in_folder(run_dir: Path) -> Found:
         info = job_info(job_id) if silence is None else None
     except SlurmUnavailable as error:
         info, silence = None, str(error)
-    if info is None and silence is None:
+    forgotten = info is None and silence is None
+    if forgotten:
         silence = f"Slurm does not know job {job_id} any more: what follows is from the run folder"
-    return Found(job_id, run_dir, info, silence, tuple(known[:-1]))
+    return Found(job_id, run_dir, info, silence, tuple(known[:-1]), forgotten)

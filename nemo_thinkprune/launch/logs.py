@@ -71,7 +71,7 @@ def logs(
     reader = _Reader(folder, which, number, write)
     if not follow and not reader.path.is_file():
         raise UserError(f"{reader.path} is not there{_there_are(reader.path.parent)}")
-    reader.open(lines=lines)
+    reader.begin(lines=lines)
     if follow:
         _follow(reader, found, only=attempt, stop=stop or Flag())
 
@@ -89,7 +89,7 @@ def _attempt(folder: JobFolder, wanted: int | None, *, waiting: bool) -> int:
 
 
 def _may_go_on(found: Found, folder: JobFolder) -> bool:
-    return not found.info.over if found.info else not is_last(folder.events())
+    return not (found.info.over if found.info else found.forgotten or is_last(folder.events()))
 
 
 def _there_are(folder: Path) -> str:
@@ -130,7 +130,7 @@ class _Reader:
             return self.folder.output
         return self.folder.attempt(self.number) / f"{self.which.replace('-', '_')}.log"
 
-    def open(self, *, lines: int) -> None:
+    def begin(self, *, lines: int) -> None:
         """Say which file it is and write its last lines."""
         self._say_path()
         text, self.position, self.inode = _tail(self.path, lines)

@@ -53,7 +53,7 @@ def status(job: str, *, now: datetime | None = None) -> Status:
     folder = found.folder
     events = folder.events() if folder else []
     tried = attempts(events)
-    over = found.info.over if found.info else is_last(events)
+    over = found.info.over if found.info else found.forgotten or is_last(events)
     drivers = {a.number: folder.attempt(a.number) / "driver.log" for a in tried} if folder else {}
     steps = {number: step for number, log in drivers.items() if (step := step_in_log(log))}
     progress = None
@@ -93,7 +93,7 @@ def _next(found: Found, tried: Sequence[Attempt], *, over: bool) -> tuple[str, .
         return (f"{again}   (submit it)",)
     if found.info is not None and found.info.pending:
         return (f"thinkprune launch cancel {name}   (it waits; there is nothing to do)",)
-    if not over and (found.info is not None or found.silence is None):
+    if not over:
         return (f"thinkprune launch logs {name} --follow",)
     if tried and tried[-1].then == "finished":
         return (f"thinkprune report {shlex.quote(str(run_dir))}",)
