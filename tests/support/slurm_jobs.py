@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.slurm_lab import ENDED, NodeProcess, SlurmLab
-
 from nemo_thinkprune.launch.events import LAST_EVENTS, Attempt, JobFolder, attempts
+from support.slurm_lab import ENDED, NodeProcess, SlurmLab
 
 PROGRAMS = Path(sys.executable).parent
 MOST_S = 400.0
