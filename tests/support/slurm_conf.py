@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Addresses = Literal["both", "ipv6"]
+Addresses = Literal["both", "ipv4", "ipv6"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,26 +19,35 @@ class LabSettings:
     cpus: int = 4
     """Logical CPUs a node offers, however many this machine has; a job gets whole ones, jobs share a node."""
     gpus: tuple[int, ...] = ()
-    """GPUs of each node, device files that stand for /dev/zero; one number holds for all nodes, none: no GPUs."""
+    """GPUs of each node, device files that are no GPUs; one number holds for all nodes, none: no node has any."""
     addresses: Addresses = "both"
-    """``ipv6``: nodes have no IPv4 address but 127.0.0.1."""
+    """What nodes have besides 127.0.0.1 and ::1."""
     max_minutes: int = 60
+    """The partition's time limit, and of jobs that ask for none."""
     slurmd_timeout: int = 5
-    """Seconds without an answer after which a node is down; its jobs are then requeued."""
+    """Seconds without an answer after which a node is down and its jobs end or are requeued; seen 7 to 12 s late."""
     kill_wait: int = 3
     """Seconds between TERM and KILL at a job's time limit."""
     extra: tuple[str, ...] = ()
-    """More lines of slurm.conf; they come last."""
+    """More lines of slurm.conf; they come last, and of a repeated key the last value holds."""
+
+    def __post_init__(self) -> None:
+        if len(self.gpus) not in (0, 1, self.nodes):
+            raise ValueError(f"gpus has {len(self.gpus)} numbers for {self.nodes} nodes")
 
     @property
     def names(self) -> list[str]:
         return [f"n{number}" for number in range(1, self.nodes + 1)]
 
-    def address4(self, name: str) -> str:
-        return f"10.77.0.{10 + int(name[1:])}"
+    def address(self, name: str) -> str:
+        """The one that Slurm uses."""
+        return self.addresses_of(name)[0].split("/")[0]
 
-    def address6(self, name: str) -> str:
-        return f"fd77::{10 + int(name[1:])}"
+    def addresses_of(self, name: str) -> list[str]:
+        """With their prefix lengths, IPv4 first; of the nodes or of ``login``."""
+        number = 1 if name == "login" else 10 + int(name[1:])
+        both = {"ipv4": f"10.77.0.{number}/24", "ipv6": f"fd77::{number}/64"}
+        return [address for kind, address in both.items() if self.addresses in ("both", kind)]
 
     def gpus_of(self, name: str) -> int:
         if not self.gpus:
@@ -47,27 +56,25 @@ class LabSettings:
 
 
 def write_configuration(folder: Path, settings: LabSettings, *, plugin: Path | None) -> None:
-    """Write slurm.conf, gres.conf, cgroup.conf, plugstack.conf and the hosts file into `folder`."""
+    """Write slurm.conf, gres.conf, plugstack.conf and the hosts file into `folder`."""
     (folder / "state").mkdir()
     (folder / "slurm.conf").write_text("\n".join(_slurm_conf(folder, settings)) + "\n")
     (folder / "gres.conf").write_text("\n".join(_gpus(folder, settings)) + "\n")
-    (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     (folder / "plugstack.conf").write_text(f"required {plugin} {folder}/containers.tsv\n" if plugin else "")
     (folder / "hosts").write_text("\n".join(_hosts(settings)) + "\n")
 
 
 def _slurm_conf(folder: Path, settings: LabSettings) -> list[str]:
-    only6 = settings.addresses == "ipv6"
     nodes = [
-        f"NodeName={name} NodeAddr={settings.address6(name) if only6 else settings.address4(name)}"
+        f"NodeName={name} NodeAddr={settings.address(name)}"
         f" CPUs={settings.cpus} RealMemory=8000 State=UNKNOWN"
         + (f" Gres=gpu:{settings.gpus_of(name)}" if settings.gpus_of(name) else "")
         for name in settings.names
     ]
     return [
         "ClusterName=lab",
-        f"SlurmctldHost=login({'fd77::1' if only6 else '10.77.0.1'})",
-        *(["CommunicationParameters=EnableIPv6"] if only6 else []),
+        f"SlurmctldHost=login({settings.address('login')})",
+        *(["CommunicationParameters=EnableIPv6"] if settings.addresses == "ipv6" else []),
         "SlurmUser=root",
         "SlurmdUser=root",
         "AuthType=auth/munge",
@@ -121,13 +128,6 @@ def _gpus(folder: Path, settings: LabSettings) -> list[str]:
 
 
 def _hosts(settings: LabSettings) -> list[str]:
-    lines = ["127.0.0.1 localhost", "::1 localhost"]
-    hosts = {"login": ("10.77.0.1", "fd77::1")}
-    hosts |= {name: (settings.address4(name), settings.address6(name)) for name in settings.names}
-    for name, (address4, address6) in hosts.items():
-        lines += (
-            [f"{address6} {name}"]
-            if settings.addresses == "ipv6"
-            else [f"{address4} {name}", f"{address6} {name}"]
-        )
-    return lines
+    names = ["login", *settings.names]
+    own = [f"{address.split('/')[0]} {name}" for name in names for address in settings.addresses_of(name)]
+    return ["127.0.0.1 localhost", "::1 localhost ip6-localhost", *own]
