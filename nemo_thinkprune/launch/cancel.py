@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -148,5 +149,5 @@ def _report(found: Found, info: JobInfo, before: Checkpoint | None, say: Say) ->
         new = "Saved:   " if checkpoint != before else "Left:    "
         say(f"{new} step {checkpoint.step}, {checkpoint.path}")
     if run_dir is not None:
-        say(f"Go on:    sbatch {run_dir / SCRIPT_NAME}")
+        say(f"Go on:    sbatch {shlex.quote(str(run_dir / SCRIPT_NAME))}")
     return Cancelled(info.job_id, True, info.state, checkpoint)

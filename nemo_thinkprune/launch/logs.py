@@ -113,14 +113,13 @@ def _write_stacks(folder: Path, *, lines: int, write: Write) -> None:
 
 @dataclass(slots=True)
 class _Reader:
-    """Hands on what is added to one log; the file need not be there yet, and may be replaced."""
+    """Hands on what is added to one log; the file need not be there yet, and may be begun anew."""
 
     folder: JobFolder
     which: Which
     number: int
     write: Write
     position: int = 0
-    inode: int | None = None
     ends_line: bool = True
     decoder: codecs.IncrementalDecoder = field(default_factory=lambda: _DECODER("replace"))
 
@@ -133,22 +132,21 @@ class _Reader:
     def begin(self, *, lines: int) -> None:
         """Say which file it is and write its last lines."""
         self._say_path()
-        text, self.position, self.inode = _tail(self.path, lines)
+        text, self.position = _tail(self.path, lines)
         self._hand_on(text)
 
     def go_on(self) -> None:
         """Turn to the log of the next attempt, from its beginning."""
         self.number += 1
         self._say_path()
-        self.position, self.inode = 0, None
+        self.position = 0
 
     def more(self) -> bool:
         """Write what was added; whether there was anything."""
         try:
             with open(self.path, "rb") as stream:
-                status = os.fstat(stream.fileno())
-                if status.st_ino != self.inode or status.st_size < self.position:
-                    self.inode, self.position = status.st_ino, 0
+                if stream.seek(0, os.SEEK_END) < self.position:
+                    self.position = 0
                     self.decoder.reset()
                 stream.seek(self.position)
                 data = stream.read(_CHUNK)
@@ -212,8 +210,8 @@ def _is_over(job_id: int) -> bool:
     return info is None or info.over
 
 
-def _tail(path: Path, lines: int) -> tuple[str, int, int | None]:
-    """(the last lines, offset behind them, inode); nothing where there is no file yet."""
+def _tail(path: Path, lines: int) -> tuple[str, int]:
+    """(the last lines, offset behind them); nothing where there is no file yet."""
     try:
         with open(path, "rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -225,9 +223,8 @@ def _tail(path: Path, lines: int) -> tuple[str, int, int | None]:
                 if wanted in (size, _LONGEST_TAIL) or data.count(b"\n") > lines:
                     break
                 wanted = min(size, 2 * wanted, _LONGEST_TAIL)
-            inode = os.fstat(stream.fileno()).st_ino
     except OSError:
-        return "", 0, None
+        return "", 0
     ends = b"\n" if data.endswith(b"\n") else b""
     kept = data.removesuffix(b"\n").split(b"\n")[-lines:] if lines > 0 and data else []
-    return (b"\n".join(kept) + (ends if kept else b"")).decode("utf-8", errors="replace"), size, inode
+    return (b"\n".join(kept) + (ends if kept else b"")).decode("utf-8", errors="replace"), size
