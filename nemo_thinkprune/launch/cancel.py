@@ -70,11 +70,12 @@ def cancel(
         return _report(found, info, before, say)
     limit = timeout_s if timeout_s is not None else SAVE_TIMEOUT_S if save else END_TIMEOUT_S
     deadline = time.monotonic() + limit
-    if save and not info.pending:
+    begun = not info.pending and info.state != "CONFIGURING"
+    if save and begun:
         last = _save_and_end(found, info, say, deadline=deadline, poll_s=poll_s)
     else:
         cancel_job(info.job_id)
-        say(f"Job {info.job_id} was {'waiting for nodes' if info.pending else info.state}; cancelled.")
+        say(f"Job {info.job_id} was {info.state if begun else 'waiting for nodes'}; cancelled.")
         last = _wait(info, say, deadline=deadline, poll_s=poll_s)
     return _report(found, last, before, say)
 
@@ -91,7 +92,8 @@ def _save_and_end(found: Found, info: JobInfo, say: Say, *, deadline: float, pol
         signal_batch(info.job_id, "USR1")
     except UserError:  # it ended, or was requeued, in this moment: what follows finds out
         now = job_info(info.job_id)
-        if now is not None and not now.over and not now.pending:
+        if now is not None and now.state == "RUNNING":
+            folder.stop_file.unlink(missing_ok=True)
             raise
     else:
         say(f"Job {info.job_id} is asked to save at the end of its step and to leave.")

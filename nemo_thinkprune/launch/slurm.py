@@ -313,6 +313,9 @@ def _told(job_id: int, done: subprocess.CompletedProcess[str]) -> None:
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    lines = [
+        line for line in lines if ": fatal: " in line
+    ] or lines  # what came before is how it came to that
     return "; ".join(lines) or f"exit code {done.returncode} without a word"
 
 

@@ -110,7 +110,7 @@ def test_a_job_in_the_queue_is_cancelled(here: SlurmLab, tmp_path: Path, save: b
 
 
 def test_a_job_that_takes_long_to_save_is_left_to_it(here: SlurmLab, tmp_path: Path) -> None:
-    job = submitted(tmp_path / "run", before_saving="sleep 30")
+    job = submitted(tmp_path / "run", before_saving="sleep 30 || exit 1")
     done, said = cancelled(job, save=True, timeout_s=1)
     assert (done.over, done.state) == (False, "RUNNING")
     assert "not over yet (RUNNING): it may still be saving" in said

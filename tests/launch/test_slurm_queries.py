@@ -283,3 +283,9 @@ def test_a_command_that_does_not_answer_is_given_up(
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "absent.conf"))  # Slurm waits a minute for the file
     with pytest.raises(queries.SlurmUnavailable, match=r"not answer within 1 s.*may be there all the same"):
         queries.submit(tmp_path / "launch.sbatch", timeout_s=1)
+
+
+def test_a_machine_that_belongs_to_no_cluster(here: SlurmLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CONF")
+    with pytest.raises(queries.SlurmUnavailable, match=r"job 1: scontrol: fatal: .*configuration source$"):
+        queries.job_info(1)
