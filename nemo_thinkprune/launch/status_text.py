@@ -19,6 +19,7 @@ _REASONS = {
     "ray_not_ready": "Ray did not get ready",
     "stalled": "stalled",
     "time_limit": "time limit",
+    "preempted": "requeued by Slurm itself",
     "cancelled": "cancelled",
     "batch_node_lost": "the node of the script was lost",
 }
