@@ -27,8 +27,8 @@ from nemo_thinkprune.doctor.judge_network import judge_network
 from nemo_thinkprune.doctor.judge_software import judge_software
 from nemo_thinkprune.doctor.needs import Needs, needs_of
 from nemo_thinkprune.doctor.node import node_facts, this_node
-from nemo_thinkprune.doctor.reach import Answers, Placement, ask_nodes
-from nemo_thinkprune.doctor.slurm import judge_slurm, slurm_facts
+from nemo_thinkprune.doctor.reach import Answers, Placement, Say, ask_nodes
+from nemo_thinkprune.doctor.slurm import SlurmFacts, judge_slurm, slurm_facts
 from nemo_thinkprune.doctor.table import show
 from nemo_thinkprune.launch.secrets import read_secrets
 from nemo_thinkprune.recipe.check_files import check_files
@@ -69,47 +69,64 @@ class Request:
     patience_s: float = 20.0
 
 
-def doctor(request: Request, *, stream: TextIO | None = None) -> int:
+def doctor(request: Request, *, stream: TextIO | None = None, say: Say = lambda text: None) -> int:
     """Examine, show the findings on `stream` (default: standard output) and return the number of problems.
 
-    Raises:
-        UserError: nodes are asked for and there is no Slurm, or it gives none.
+    `say` is told what is waited for.
     """
-    findings = merged(examine(request, environment=os.environ))
+    findings = merged(examine(request, environment=os.environ, say=say))
     problems = sum(finding.level == Level.PROBLEM for finding in findings)
     show(findings, closing=_closing(request, problems), stream=sys.stdout if stream is None else stream)
     return problems
 
 
-def examine(request: Request, *, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """All findings.
-
-    Raises:
-        UserError: as `doctor`.
-    """
+def examine(
+    request: Request, *, environment: Mapping[str, str], say: Say = lambda text: None
+) -> Iterator[Finding]:
+    """All findings; `say` as in `doctor`."""
+    engine = request.engine
     recipe, found = _recipe(request)
     yield from found
-    needs = Needs(request.engine.name, request.engine.name == "nemo-rl" and not request.engine.on_cpu)
+    needs = Needs(engine.name, engine.name == "nemo-rl" and not engine.on_cpu)
     if recipe is not None:
         needs = needs_of(
-            recipe, engine=request.engine.name, on_cpu=request.engine.on_cpu, rounds=request.rounds,
-            environment=environment,
-        )  # fmt: skip
+            recipe, engine=engine.name, on_cpu=engine.on_cpu, rounds=request.rounds, environment=environment
+        )
     yield from _secrets(request, environment)
+    inside = "SLURM_JOB_ID" in environment
     slurm = slurm_facts(request.partition)
-    if slurm is not None and (request.nodes or request.partition):
-        yield from judge_slurm(slurm, nodes=request.nodes, time=request.time)
+    found = [] if slurm is None or inside or not _asks_slurm(request) else [*_slurm(slurm, request)]
+    yield from found
     question = _question(request, needs, environment)
     if request.nodes is None:
         nodes = [node_facts(replace(question, port=0), node=this_node())]
-        yield from _judged(
-            nodes, nodes[0], needs, is_login=slurm is not None and "SLURM_JOB_ID" not in environment
-        )
-        return
+        yield from _judged(nodes, nodes[0], needs, is_login=slurm is not None and not inside)
+    elif any(one.level == Level.PROBLEM and one.check == "Slurm" for one in found):
+        yield note("nodes", "they were not asked, since Slurm would not give them")
+    else:
+        yield from _asked_nodes(request, question, needs, environment, say)
+
+
+def _asks_slurm(request: Request) -> bool:
+    return bool(request.nodes or request.partition or request.time)
+
+
+def _slurm(slurm: SlurmFacts, request: Request) -> Iterator[Finding]:
+    return judge_slurm(slurm, nodes=request.nodes, time=request.time)
+
+
+def _asked_nodes(
+    request: Request, question: Question, needs: Needs, environment: Mapping[str, str], say: Say
+) -> Iterator[Finding]:
+    """Findings about the nodes that Slurm gives."""
     asked = replace(question, asker=f"{this_node()} (here)")
     gpus = (request.gpus_per_node or 0) if needs.gpus is None else needs.gpus
-    answers, here = _ask(request, asked, gpus, environment)
-    yield from _silent(answers, request.nodes)
+    try:
+        answers, here = _ask(request, asked, gpus, environment, say)
+    except UserError as error:
+        yield problem("nodes", str(error), "sinfo shows which nodes there are")
+        return
+    yield from _silent(answers, request.nodes or 1)
     if answers.facts:
         yield from _judged(list(answers.facts), here, needs, is_login=False)
 
@@ -133,9 +150,12 @@ def _recipe(request: Request) -> tuple[Recipe | None, list[Finding]]:
     again = shlex.join(["thinkprune", "check", request.recipe, *overrides, "--engine", request.engine.name])
     try:
         recipe = load_recipe(request.recipe, overrides)
-        check_recipe(recipe, engine=request.engine.name, on_cpu=request.engine.on_cpu)
     except UserError as error:
         return None, [problem("recipe", str(error), f"correct it, then: {again}")]
+    try:
+        check_recipe(recipe, engine=request.engine.name, on_cpu=request.engine.on_cpu)
+    except UserError as error:
+        return recipe, [problem("recipe", str(error), f"correct it, then: {again}")]
     found = [ok("recipe", f"{request.recipe} passes the checks for the {request.engine.name} engine")]
     if request.engine.name == "nemo-rl":
         try:
@@ -179,7 +199,7 @@ def _question(request: Request, needs: Needs, environment: Mapping[str, str]) ->
 
 
 def _ask(
-    request: Request, question: Question, gpus: int, environment: Mapping[str, str]
+    request: Request, question: Question, gpus: int, environment: Mapping[str, str], say: Say
 ) -> tuple[Answers, NodeFacts]:
     """Ask the nodes while this machine, which is perhaps none of them, watches the shared folders."""
     placement = Placement(
@@ -195,9 +215,10 @@ def _ask(
             canary.write(0)
             canary.hold_lock()
         with _watched(canaries) as seen:
-            answers = ask_nodes(question, placement, environment=environment)
+            answers = ask_nodes(question, placement, environment=environment, say=say)
         folders = [
-            replace(canary.facts(question.asker), seen=sorted(seen[canary.label])) for canary in canaries
+            replace(canary.facts(question.asker), seen=sorted({question.asker, *seen[canary.label]}))
+            for canary in canaries
         ]
     finally:
         for canary in canaries:
@@ -216,7 +237,7 @@ def _watched(canaries: Sequence[Canary]) -> Iterator[dict[str, set[str]]]:
     def watch() -> None:
         while not ended.wait(0.2):
             for canary in canaries:
-                seen[canary.label] |= canary.seen().keys()
+                seen[canary.label] |= canary.acknowledge()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

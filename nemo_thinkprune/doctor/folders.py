@@ -16,6 +16,7 @@ from nemo_thinkprune.doctor.host import space
 from nemo_thinkprune.recipe.files import write_atomic
 
 _LOCK = "lock"
+_SEEN = ".seen"
 _POLL_S = 0.2
 
 
@@ -66,6 +67,23 @@ class Canary:
                         found[name.removesuffix(".json")] = int(content["port"])
         return found
 
+    def acknowledge(self) -> set[str]:
+        """The nodes whose files are here, each told so by a file of its own: it stays until then."""
+        seen = self.seen().keys() - {self._node}
+        for name in seen:
+            with suppress(OSError):
+                (self.folder / f"{name}{_SEEN}").touch()
+        return seen
+
+    def waits_for(self, names: Collection[str], asker: str) -> bool:
+        """Whether the file of one of `names` is not here yet, or `asker` has not seen this node's."""
+        seen = self.seen().keys()
+        with suppress(OSError):
+            return not set(names) <= seen or (
+                asker in seen and f"{self._node}{_SEEN}" not in os.listdir(self.folder)
+            )
+        return True
+
     def facts(self, asker: str) -> Folder:
         """What is known by now; asks for the lock that `asker` holds."""
         seen = sorted(self.seen())
@@ -75,14 +93,15 @@ class Canary:
             self.problem,
             file_system(self.parent),
             seen,
-            self._other_lock() if asker in seen and asker != self._node else "unknown",
+            self._other_lock() if asker in seen and not self.problem else "unknown",
             space(str(self.parent)),
         )
 
     def remove(self) -> None:
         """Take this node's file away, and the folder with the last of them."""
-        with suppress(OSError):
-            (self.folder / f"{self._node}.json").unlink()
+        for name in (f"{self._node}.json", f"{self._node}{_SEEN}"):
+            with suppress(OSError):
+                (self.folder / name).unlink()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -112,10 +131,13 @@ class Canary:
             os.close(descriptor)
 
 
-def wait_for(canaries: Collection[Canary], names: Collection[str], *, until: float) -> None:
-    """Wait until every folder shows the files of all `names`, at most until the monotonic time `until`."""
+def wait_for(canaries: Collection[Canary], names: Collection[str], *, asker: str, until: float) -> None:
+    """Wait until every folder shows the files of all `names`, and those of this node to `asker`.
+
+    At most until the monotonic time `until`; an empty `asker` sees nothing.
+    """
     usable = [canary for canary in canaries if not canary.problem]
-    while any(not set(names) <= canary.seen().keys() for canary in usable):
+    while any(canary.waits_for(names, asker) for canary in usable):
         if time.monotonic() >= until:
             return
         time.sleep(_POLL_S)

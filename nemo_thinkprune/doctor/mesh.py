@@ -18,7 +18,7 @@ from nemo_thinkprune.doctor.facts import Peer
 PORTS = 16
 """Ports tried from the one asked for on, where others may listen already."""
 _ROUNDS = 8
-_CONNECT_S = 3.0
+_CONNECT_S = 2.0
 _LONGEST_LINE = 400
 
 

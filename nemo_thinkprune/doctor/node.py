@@ -58,14 +58,12 @@ def node_facts(question: Question, *, node: str, peers: Sequence[str] = ()) -> N
         for thread in meeting:
             thread.join()
         expected = {*peers, *([question.asker] if question.asker else [])}
-        wait_for(canaries, expected, until=time.monotonic() + question.patience_s)
+        wait_for(canaries, expected, asker=question.asker, until=time.monotonic() + question.patience_s)
         folders = [canary.facts(question.asker) for canary in canaries]
         network = network_facts(port=port, peers=[one.facts() for one in neighbours], problem=refused)
-        _part(
-            listener,
-            neighbours,
-            until=max(start + question.startup_s, time.monotonic() + question.patience_s),
-        )
+        alive = {name for folder in folders for name in folder.seen} & set(peers)
+        latest = max(start + question.startup_s, time.monotonic() + question.patience_s)
+        _part(listener, neighbours, alive, until=latest)
     finally:
         for canary in canaries:
             canary.remove()
@@ -138,12 +136,18 @@ def _meet(neighbours: Sequence[Neighbour], question: Question, *, until: float) 
     return threads
 
 
-def _part(listener: Listener | None, neighbours: Sequence[Neighbour], *, until: float) -> None:
-    """Leave the others, and stay until they have left; one that could not be met is not waited for."""
+def _part(
+    listener: Listener | None, neighbours: Sequence[Neighbour], alive: set[str], *, until: float
+) -> None:
+    """Leave the others, and stay until they have left: they may be looking for this node's file still.
+
+    `alive` are those whose files were seen; one that was neither seen nor met is not waited for.
+    """
     for one in neighbours:
         one.leave()
     if listener:
-        listener.wait_until_left({one.name for one in neighbours if one.sample is not None}, until=until)
+        met = {one.name for one in neighbours if one.sample is not None}
+        listener.wait_until_left(met | alive, until=until)
 
 
 def _path(text: str | None) -> Path | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO
 
@@ -21,6 +22,8 @@ from nemo_thinkprune.doctor.hostlist import expand
 from nemo_thinkprune.doctor.node import heard
 from nemo_thinkprune.launch.templates import launchers_folder
 from nemo_thinkprune.recipe.errors import UserError
+
+Say = Callable[[str], None]
 
 _FACTS = TypeAdapter(NodeFacts)
 _END_S = 10.0
@@ -57,25 +60,21 @@ class Answers:
     said: tuple[str, ...]
 
 
-def ask_nodes(question: Question, placement: Placement, *, environment: Mapping[str, str]) -> Answers:
-    """Start `doctor.node` on every node and collect the facts.
+def ask_nodes(
+    question: Question, placement: Placement, *, environment: Mapping[str, str], say: Say = lambda text: None
+) -> Answers:
+    """Start `doctor.node` on every node and collect the facts; `say` is told when Slurm has no nodes yet.
 
     Raises:
         UserError: there is no srun, or Slurm gave no nodes within `placement.wait_s` seconds.
     """
-    inside = "SLURM_JOB_ID" in environment
-    command = srun_command(question, placement, inside=inside)
-    patience = question.startup_s + 2 * question.patience_s + _ANSWER_S + (0 if inside else placement.wait_s)
+    command = srun_command(question, placement, inside="SLURM_JOB_ID" in environment)
+    patience = question.startup_s + 2 * question.patience_s + _ANSWER_S
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        timed_out = _run(command, out, errors, patience_s=patience)
+        _run(command, out, errors, wait_s=placement.wait_s, patience_s=patience, say=say)
         told = list(_lines(out))
         said = [line for line in (*_lines(errors), *told) if "@thinkprune-doctor" not in line]
     facts = read_answers(heard(told, question.token))
-    if not facts and timed_out and not inside:
-        raise UserError(
-            f"Slurm gave no {placement.nodes} nodes within {placement.wait_s:.0f} s: {_last(said)}; ask for nodes that "
-            "are free (sinfo), or run the same command inside a job (salloc)"
-        )
     return answers(facts, placement.nodes, environment, said)
 
 
@@ -124,22 +123,47 @@ def answers(
     return Answers(tuple(facts), silent, max(0, count - len(told)), tuple(said[-5:]))
 
 
-def _run(command: Sequence[str], out: IO[bytes], errors: IO[bytes], *, patience_s: float) -> bool:
-    """Run srun to its end; whether it had to be ended."""
+def _run(
+    command: Sequence[str], out: IO[bytes], errors: IO[bytes], *, wait_s: float, patience_s: float, say: Say
+) -> None:
+    """Run srun to its end, at most `patience_s` seconds once it has nodes.
+
+    Raises:
+        UserError: there is no srun, or it has no nodes after `wait_s` seconds.
+    """
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, start_new_session=True
         )
     except FileNotFoundError:
         raise UserError("srun is not here: --nodes needs Slurm; without it ask each node itself") from None
-    deadline = time.monotonic() + patience_s
+    asked = began = time.monotonic()
+    is_told = False
     try:
-        process.wait(timeout=max(0.0, deadline - time.monotonic()))
-        return False
-    except subprocess.TimeoutExpired:
-        return True
+        while process.poll() is None and time.monotonic() < began + patience_s:
+            time.sleep(0.05)
+            if not (queued := queued_job(_lines(errors))):
+                continue
+            began = time.monotonic()
+            if not is_told:
+                say(f"job {queued} waits for nodes, at most {wait_s:.0f} s")
+            is_told = True
+            if began > asked + wait_s:
+                raise UserError(
+                    f"Slurm gave no nodes within {wait_s:.0f} s; ask for some that are free (sinfo), or run the same "
+                    "command inside a job (salloc)"
+                )
     finally:
         _end(process)
+
+
+def queued_job(said: Iterable[str]) -> str:
+    """The job of an srun that waits for nodes, by what it has said so far; empty when it does not wait."""
+    job = ""
+    for line in said:
+        if match := re.match(r"srun: job (\d+) (queued and waiting|has been allocated)", line):
+            job = match[1] if match[2].startswith("queued") else ""
+    return job
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -154,11 +178,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    stream.seek(0)
-    for line in stream:
-        if text := line.decode("utf-8", "replace").strip():
-            yield text
-
-
-def _last(said: Sequence[str]) -> str:
-    return said[-1] if said else "it said nothing"
+    """What was written so far; srun shares the file's offset, so it is read by position."""
+    text = os.pread(stream.fileno(), os.fstat(stream.fileno()).st_size, 0)
+    for line in text.decode("utf-8", "replace").splitlines():
+        if line.strip():
+            yield line.strip()

@@ -105,10 +105,10 @@ def _time(facts: SlurmFacts, time: str | None) -> Iterator[Finding]:
     asked, limit = seconds(time), facts.settings.get("MaxTime", "UNLIMITED")
     most = seconds(limit)  # None: there is none
     if asked is None:
-        yield problem("Slurm", f"--time {time} is not a time", "write it as 24:00:00 or 2-12:00:00")
+        yield problem("time limit", f"--time {time} is not a time", "write it as 24:00:00 or 2-12:00:00")
     elif most is not None and asked > most:
         yield problem(
-            "Slurm",
+            "time limit",
             f"--time {time} is more than partition {facts.partition} gives, {limit}",
             f"--time {limit}: the job saves before its end and queues itself again",
         )
