@@ -58,22 +58,24 @@ def logs(
         UserError: no such job, attempt or log.
     """
     found = find_job(job)
-    folder = found.folder
-    if folder is None:
-        raise UserError(f"{job} has no logs here: it is not a job of `thinkprune launch`, or never started")
+    folder = _records(found, job)
     if which not in get_args(Which):
         raise UserError(f"there is no log called {which}: give one of {', '.join(get_args(Which))}")
     number = _attempt(folder, attempt, waiting=follow and _may_go_on(found, folder))
     if which == "stacks":
-        if follow:
-            raise UserError("stacks are written once: leave --follow away")
-        return _write_stacks(folder.attempt(number) / "stacks", lines=lines, write=write)
+        return _write_stacks(folder.attempt(number) / "stacks", lines=lines, follow=follow, write=write)
     reader = _Reader(folder, which, number, write)
     if not follow and not reader.path.is_file():
         raise UserError(f"{reader.path} is not there{_there_are(reader.path.parent)}")
     reader.begin(lines=lines)
     if follow:
         _follow(reader, found, only=attempt, stop=stop or Flag())
+
+
+def _records(found: Found, job: str) -> JobFolder:
+    if found.folder is None:
+        raise UserError(f"{job} has no logs here: it is not a job of `thinkprune launch`, or never started")
+    return found.folder
 
 
 def _attempt(folder: JobFolder, wanted: int | None, *, waiting: bool) -> int:
@@ -100,7 +102,9 @@ def _there_are(folder: Path) -> str:
     return f"; in {folder} there are {', '.join(names)}" if names else ""
 
 
-def _write_stacks(folder: Path, *, lines: int, write: Write) -> None:
+def _write_stacks(folder: Path, *, lines: int, follow: bool, write: Write) -> None:
+    if follow:
+        raise UserError("stacks are written once: leave --follow away")
     files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
     if not files:
         raise UserError(
