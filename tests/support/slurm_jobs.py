@@ -95,7 +95,9 @@ class LaunchedJob:
         self.wait_for(self._said_end, "its records tell of no end", timeout=timeout)
         return self.lab.wait(self.job_id, ENDED, timeout=60)["JobState"]
 
-    def wait_for(self, reached: Callable[[], bool], what: str, *, timeout: float = MOST_S) -> None:
+    def wait_for(
+        self, reached: Callable[[], bool], what: str, *, timeout: float = MOST_S, every: float = 0.1
+    ) -> None:
         """Wait for something that the job must bring about; give up when it has ended without."""
         deadline = time.monotonic() + timeout
         while not reached():
@@ -103,7 +105,7 @@ class LaunchedJob:
                 raise AssertionError(f"job {self.job_id} is over, and {what}\n{self.told()}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"job {self.job_id}: {what} within {timeout:g} s\n{self.told()}")
-            time.sleep(0.1)
+            time.sleep(every)
 
     def told(self) -> str:
         """Everything that the job wrote down, for the message of a failed test."""
