@@ -188,7 +188,8 @@ def cancel(
     """End a job, and say what it leaves."""
     from nemo_thinkprune.launch.cancel import cancel as end
 
-    end(job, save=save, say=typer.echo)
+    if not end(job, save=save, say=typer.echo).over:
+        raise typer.Exit(1)
 
 
 def doctor(
