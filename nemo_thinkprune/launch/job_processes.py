@@ -1,4 +1,4 @@
-"""The processes of a Slurm job on this node, from /proc alone: what they are and what the kernel tells of them."""
+"""The processes of a job on this node, from /proc alone: what they are and what the kernel tells of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _STATES = {
     "T": "stopped by a signal",
     "t": "stopped by a debugger",
 }
+ID_VARIABLES = ("SLURM_JOB_ID", "THINKPRUNE_JOB")
+"""By which the processes of a job are known: Slurm's, and that of the script of a Ray job."""
 T = TypeVar("T")
 
 
@@ -95,13 +97,13 @@ def shown(argv: Iterable[str]) -> str:
 def job_processes(job_id: str, *, proc: Path = Path("/proc")) -> list[Process]:
     """This user's Python and Ray processes of a job, those of its work first; without this one.
 
-    A process belongs to the job when its environment says SLURM_JOB_ID=`job_id`, or when it comes from one that
-    does: one that gives itself a title (vLLM's engines, Ray's agents) overwrites what the kernel shows of its own.
+    A process belongs to the job when its environment gives one of ID_VARIABLES as `job_id`, or when it comes from
+    one whose does: one that gives itself a title (vLLM's engines, Ray's agents) overwrites what the kernel shows of its own.
     """
     own = [entry for entry in proc.iterdir() if entry.name.isdigit() and _is_own(entry)]
     found = {p.pid: p for entry in own if (p := _process(entry)) is not None}
-    wanted = f"SLURM_JOB_ID={job_id}".encode()
-    members = {pid for pid, p in found.items() if wanted in _environment(proc, p)}
+    wanted = {f"{name}={job_id}".encode() for name in ID_VARIABLES}
+    members = {pid for pid, p in found.items() if wanted & _environment(proc, p)}
     while more := {pid for pid, p in found.items() if p.parent in members and pid not in members}:
         members |= more
     members -= {os.getpid()}

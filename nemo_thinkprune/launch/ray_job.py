@@ -274,6 +274,11 @@ def _refusal(job: RayJob, said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if "ray[default]" in said:
         return "this Ray cannot submit jobs: pip install 'ray[default]' of the cluster's version"
+    if "oken authentication" in said:
+        return (
+            f"the Ray at {job.address} wants its token: export RAY_AUTH_MODE=token, with the cluster's token in "
+            "~/.ray/auth_token or in the file that RAY_AUTH_TOKEN_PATH names (the commands `ray job ...` need it too)"
+        )
     if "Failed to connect" in said or "ConnectionError" in said or "Connection refused" in said:
         return (
             f"no Ray dashboard answers at {job.address}: is that the head and its dashboard's port, and is the "
