@@ -63,6 +63,7 @@ class _Run:
     row_at: float | None = None
     steps_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS))
     validate_s: float | None = None
+    start_s: float | None = None
     save_s: float = 0.0
 
 
@@ -102,7 +103,9 @@ class Watchdog:
         patience = self._limits.patience_s
         waiting = [folder for folder, run in self._runs.items() if run.pending]
         if waiting:
-            return Bound(patience, f"the patience, as {waiting[-1].name} has begun and shown no step yet")
+            return Bound(
+                patience, f"the patience, as {self._name(waiting[-1])} has begun and shown no step yet"
+            )
         if self._active is None:
             return Bound(patience, "the patience, as this attempt has shown no step yet")
         run, settings = self._runs[self._active], self._progress.settings(self._active)
@@ -112,13 +115,21 @@ class Watchdog:
             return Bound(patience, f"the patience, as step {run.last_step} was the last of its run")
         return self._by_median(run, validates=settings.validates(run.last_step + 1))
 
+    def _name(self, folder: Path) -> str:
+        root = self._progress.root
+        return root.name if folder == root else folder.relative_to(root).as_posix()
+
     def _by_median(self, run: _Run, *, validates: bool) -> Bound:
         limits, median = self._limits, statistics.median(run.steps_s)
         why = f"{limits.factor:g} x the median step of {median:.1f} s, at least {limits.floor_s:g} s"
         seconds = max(limits.floor_s, limits.factor * median)
-        if validates and run.validate_s is None:
+        extra = 2 * run.save_s
+        if validates and run.validate_s is not None:
+            extra += 2 * run.validate_s
+        elif validates and run.start_s is not None:  # the start and a validation: more than one takes
+            extra += run.start_s
+        elif validates:
             return Bound(limits.patience_s, "the patience, as the first validation is due")
-        extra = 2 * (run.save_s + (run.validate_s or 0.0 if validates else 0.0))
         if extra:
             why += f", and {extra:.1f} s for saving and validating"
         return Bound(seconds + extra, why)
@@ -130,8 +141,8 @@ class Watchdog:
             run.began, run.pending, run.row_at = now, True, None
         for folder in look.validations if begun else ():
             run = self._runs.setdefault(folder, _Run(now))
-            if run.validate_s is None and run.pending:  # the start and a validation: more than one takes
-                run.validate_s = (now - run.began) / 2
+            if run.pending:
+                run.start_s = now - run.began
         for folder, row in look.steps:
             self._step(self._runs.setdefault(folder, _Run(now)), row, now)
             if begun:

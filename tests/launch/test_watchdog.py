@@ -228,6 +228,9 @@ def test_the_validation_before_the_first_step_bounds_the_later_ones(run: Folder)
     run.row(1)
     bench.tick()
     assert bench.dog.bound().seconds == 60 + 40  # it took 40 s with all of the start
+    run.row(2, 2.0, validate_s=3.0)
+    bench.tick()
+    assert bench.dog.bound().seconds == 66  # what was measured replaces it
 
 
 def test_time_for_saving_is_added(run: Folder) -> None:
@@ -250,7 +253,7 @@ def test_after_the_last_step_and_between_rounds_the_patience_holds(tmp_path: Pat
     assert bench.dog.bound().seconds == 1000  # it was the last of its round
     Folder(root.path / "eval" / "round_1_L128").attempt(kind="eval")
     bench.tick()
-    assert "round_1_L128 has begun" in bench.dog.bound().why
+    assert "eval/round_1_L128 has begun" in bench.dog.bound().why
     root.write("eval/round_1_L128.json", "{}")
     second.attempt(grpo={"max_num_steps": 2})
     bench.tick()
