@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from support.nemo_rl import require_nemo_rl
+from support.same_runs import assert_same_run, responses, rows, steps
 from support.tiny_runs import WEIGHTS, make_root, train_job
 
 from nemo_thinkprune.cluster.find import NemoRL
@@ -67,31 +67,6 @@ def local(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nemo_tp2(recipe: Any, drive: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps of NeMo-RL on two tensor-parallel ranks."""
     return drive(train_job(recipe, tmp_path_factory.mktemp("tp2"), **{TP: 2, "cluster.gpus_per_node": 2}))
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def responses(run: Path, step: int) -> list[tuple[Any, ...]]:
-    keys = ("problem_id", "response", "response_tokens", "stop_reason", "reward", "reason", "answer")
-    return [tuple(row[key] for key in keys) for row in rows(run / "rollouts" / f"step_{step}.jsonl")]
-
-
-def steps(run: Path) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in rows(run / "metrics.jsonl") if "loss" in row}
-
-
-def assert_same_run(run: Path, other: Path, until: int, first: int = 1) -> None:
-    """The same responses, verdicts and ledger; loss and gradient to rounding."""
-    for step in range(first, until + 1):
-        assert responses(run, step) == responses(other, step)
-        mine, theirs = steps(run)[step], steps(other)[step]
-        for key in ("loss", "grad_norm", "kl"):
-            assert mine[key] == pytest.approx(theirs[key], rel=2e-4, abs=2e-6), (step, key)
-        assert mine["reasons"] == theirs["reasons"]
-    ours, its = rows(run / "ledger.jsonl"), rows(other / "ledger.jsonl")
-    assert ours[first - 1 : until] == its[first - 1 : until]
 
 
 def test_nemo_rl_over_tensor_parallel_ranks_makes_the_local_engines_run(nemo_tp2: Path, local: Path) -> None:
