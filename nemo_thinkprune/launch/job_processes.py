@@ -98,7 +98,7 @@ def job_processes(job_id: str, *, proc: Path = Path("/proc")) -> list[Process]:
     """This user's Python and Ray processes of a job, those of its work first; without this one.
 
     A process belongs to the job when its environment gives one of ID_VARIABLES as `job_id`, or when it comes from
-    one whose does: one that gives itself a title (vLLM's engines, Ray's agents) overwrites what the kernel shows of its own.
+    one whose does: one that gives itself a title (vLLM's engines, Ray's agents) overwrites what the kernel shows.
     """
     own = [entry for entry in proc.iterdir() if entry.name.isdigit() and _is_own(entry)]
     found = {p.pid: p for entry in own if (p := _process(entry)) is not None}
