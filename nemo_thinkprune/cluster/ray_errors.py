@@ -18,6 +18,7 @@ _TASK = re.compile(r"ray::([\w.<>]+)")
 _FIELD = r"^\s*{}: (\S+)"
 # An actor's own report of a dead actor cannot be pickled, so it arrives as a text in a plain RayError.
 _DIED = "ray.exceptions.ActorDiedError"
+_NODE_DIED = "its node has died"
 _UNBORN = "raised in its creation task"
 _MEMORY = ("OutOfMemoryError", "MemoryError")
 
@@ -73,6 +74,12 @@ def _actor_died(text: str, checkpoints: Path) -> Exception:
     who = re.search(_FIELD.format("class_name"), text, re.MULTILINE)
     name = re.search(_FIELD.format("name"), text, re.MULTILINE)
     actor = f"{who[1] if who else 'an actor'}{f' ({name[1]})' if name else ''}"
+    if _NODE_DIED in text:
+        address = re.search(_FIELD.format("ip"), text, re.MULTILINE)
+        where = f"its node{f' {address[1]}' if address else ''}"
+        return RuntimeError(
+            f"{actor} was lost with {where}, which Ray holds for dead; {_goes_on(checkpoints)}"
+        )
     if "OUT_OF_MEMORY" in text:
         return MemoryError(f"{actor} was ended by Ray for want of memory; {_goes_on(checkpoints)}")
     return RuntimeError(f"{actor} died, perhaps for want of memory: see the log; {_goes_on(checkpoints)}")

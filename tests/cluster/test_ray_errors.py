@@ -42,12 +42,18 @@ def task_error(cause: Exception) -> RayTaskError:
     ).as_instanceof_cause()
 
 
-def died(detail: str = "Worker exit type: SYSTEM_ERROR ... OOM killer ...") -> ActorDiedError:
-    return ActorDiedError(
-        ActorDiedErrorContext(
-            actor_id=b"\1" * 16, class_name="CpuWorker", name="lm_policy-0-0", pid=7, error_message=detail
-        )
+def died(detail: str = "Worker exit type: SYSTEM_ERROR ... OOM killer ...", **about: str) -> ActorDiedError:
+    named = {"class_name": "CpuWorker", "name": "lm_policy-0-0", **about}
+    return ActorDiedError(ActorDiedErrorContext(actor_id=b"\1" * 16, pid=7, error_message=detail, **named))
+
+
+def test_an_actor_that_was_lost_with_its_node_does_not_blame_memory(tmp_path: Path) -> None:
+    text = "The actor died because its node has died. Node Id: f1af\n\tthe actor's node was terminated unexpectedly"
+    assert str(told(died(text, node_ip_address="10.77.0.12"), tmp_path)) == (
+        "CpuWorker (lm_policy-0-0) was lost with its node 10.77.0.12, which Ray holds for dead; "
+        "the same command starts over"
     )
+    assert "lost with its node, which" in str(told(died(text)))
 
 
 def test_a_dead_actor_is_named_and_where_the_run_goes_on(tmp_path: Path) -> None:
