@@ -100,7 +100,12 @@ def examine(
     question = _question(request, needs, environment)
     if request.nodes is None:
         nodes = [node_facts(replace(question, port=0), node=this_node())]
-        yield from _judged(nodes, nodes[0], needs, is_login=slurm is not None and not inside)
+        is_login = slurm is not None and not inside
+        if request.container:
+            yield note("container", "it was not looked into", "--nodes N starts it on nodes and asks there")
+            yield from judge_folders(nodes, nodes[0], needs)
+        else:
+            yield from _judged(nodes, nodes[0], needs, is_login=is_login)
     elif any(one.level == Level.PROBLEM and one.check == "Slurm" for one in found):
         yield note("nodes", "they were not asked, since Slurm would not give them")
     else:
@@ -139,7 +144,7 @@ def _judged(
     for one in nodes:
         yield from judge_machine(one, needs)
     yield from judge_gpus(nodes, needs, is_login=is_login)
-    yield from judge_network(nodes, needs)
+    yield from judge_network(nodes, needs, is_login=is_login)
 
 
 def _recipe(request: Request) -> tuple[Recipe | None, list[Finding]]:
@@ -170,8 +175,6 @@ def _recipe(request: Request) -> tuple[Recipe | None, list[Finding]]:
 
 def _sizes(request: Request) -> list[str]:
     """Settings over the recipe that follow from the nodes asked for, as `thinkprune launch slurm` gives them."""
-    if request.engine.name != "nemo-rl" or request.engine.on_cpu:
-        return []
     given = {"cluster.num_nodes": request.nodes, "cluster.gpus_per_node": request.gpus_per_node}
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
@@ -202,6 +205,8 @@ def _ask(
     request: Request, question: Question, gpus: int, environment: Mapping[str, str], say: Say
 ) -> tuple[Answers, NodeFacts]:
     """Ask the nodes while this machine, which is perhaps none of them, watches the shared folders."""
+    root = Path(question.nemo_rl_root) if question.nemo_rl_root else None
+    host = host_facts(nemo_rl_root=root, scratch=request.scratch)
     placement = Placement(
         request.nodes or 1, gpus, request.partition, request.account, request.container, request.mounts,
         request.wait_s,
@@ -223,8 +228,6 @@ def _ask(
     finally:
         for canary in canaries:
             canary.clear()
-    root = Path(question.nemo_rl_root) if question.nemo_rl_root else None
-    host = host_facts(nemo_rl_root=root, scratch=request.scratch)
     return answers, NodeFacts(question.asker, host, gpu_facts(), folders, [], Network())
 
 
@@ -298,7 +301,7 @@ def _options(request: Request) -> list[str]:
     words = [*([request.recipe] if request.recipe else []), *request.overrides]
     engine = request.engine
     given = {
-        "--engine": engine.name if engine.name != "local" else None, "--nemo-rl-root": engine.nemo_rl_root,
+        "--engine": engine.name if request.recipe else None, "--nemo-rl-root": engine.nemo_rl_root,
         "--run-dir": request.run_dir, "--nodes": request.nodes, "--gpus-per-node": request.gpus_per_node,
         "--partition": request.partition, "--account": request.account, "--time": request.time,
         "--container": request.container, "--secrets": request.secrets,

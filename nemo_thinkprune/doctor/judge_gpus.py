@@ -37,7 +37,7 @@ def judge_gpus(nodes: Sequence[NodeFacts], needs: Needs, *, is_login: bool) -> I
 def _of_node(gpus: Gpus, node: str, wanted: int | None, *, is_login: bool) -> Iterator[Finding]:
     count = visible_count(gpus)
     if wanted is None:
-        yield ok("GPUs", f"{_what(gpus, count)}" if count else "none: the local engine runs on the CPU", node)
+        yield ok("GPUs", f"{_what(gpus, count)}" if count else "none; enough for a run on CPUs", node)
     elif count < wanted:
         found = f"{count} of {wanted}: " + (gpus.problem or _hidden(gpus) or "nvidia-smi shows no more")
         if is_login:

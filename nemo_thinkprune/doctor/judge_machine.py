@@ -34,7 +34,7 @@ def judge_machine(one: NodeFacts, needs: Needs) -> Iterator[Finding]:
 def _scratch(host: Host, node: str, needs: Needs) -> Iterator[Finding]:
     space, name = host.scratch, "scratch folder"
     length = len(space.path.encode()) + len(PRIVATE) + len(_SESSION)
-    other = "give --scratch another folder of the node, such as /tmp"
+    other = "give --scratch another folder, which each node has for itself"
     if host.scratch_problem:
         yield problem(name, f"{space.path}: {host.scratch_problem}", other, node)
     elif needs.engine == "nemo-rl" and length > SOCKET_BYTES:
@@ -42,7 +42,7 @@ def _scratch(host: Host, node: str, needs: Needs) -> Iterator[Finding]:
             name,
             f"{space.path} is too long by {length - SOCKET_BYTES} characters: Ray's sockets in it would pass the "
             f"{SOCKET_BYTES} bytes of a Unix socket's path",
-            "give --scratch a shorter folder of the node, such as /tmp",
+            "give --scratch a shorter name, such as /tmp",
             node,
         )
     elif 0 <= space.free < _LEAST_SCRATCH:

@@ -13,9 +13,9 @@ from nemo_thinkprune.doctor.network import NEMO_RL_PORTS, is_loopback
 _CLOCK_NOTE_S, _CLOCK_PROBLEM_S = 1.0, 5.0
 
 
-def judge_network(nodes: Sequence[NodeFacts], needs: Needs) -> Iterator[Finding]:
-    """Findings about all nodes and every pair of them."""
-    several = max(needs.nodes, len(nodes)) > 1
+def judge_network(nodes: Sequence[NodeFacts], needs: Needs, *, is_login: bool = False) -> Iterator[Finding]:
+    """Findings about all nodes and every pair of them; `is_login`: the run will be elsewhere."""
+    several = len(nodes) > 1 or (needs.nodes > 1 and not is_login)
     for one in nodes:
         yield from _names(one, several=several)
         if needs.engine == "nemo-rl":
@@ -104,10 +104,15 @@ def _proxies(one: NodeFacts) -> Iterator[Finding]:
 
 
 def _pairs(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
-    reached = True
+    reached, answered = (
+        True,
+        {one.node for one in nodes},
+    )  # of the others that they are silent is told already
     for one in nodes:
         wrong: dict[str, list[str]] = {}
         for peer in one.network.peers:
+            if peer.name not in answered:
+                continue
             if peer.addresses and all(is_loopback(address) for address in peer.addresses):
                 wrong.setdefault(f"the name means {peer.addresses[0]} there", []).append(peer.name)
             elif peer.problem:

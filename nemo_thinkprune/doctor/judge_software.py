@@ -41,7 +41,7 @@ def _program(nodes: Sequence[NodeFacts], here: NodeFacts) -> Iterator[Finding]:
             "thinkprune",
             f"the nodes run other code than this machine ({there.package_hash} in {there.package_folder}; here "
             f"{here.host.package_hash} in {here.host.package_folder})",
-            "give --mounts, or install the same checkout in the container, if you changed something here",
+            "if you changed something here, change it there, or let them use this folder (--mounts)",
         )
     else:
         version = here.host.packages.get("nemo-thinkprune", "not installed")

@@ -56,7 +56,7 @@ def test_a_recipe_that_can_run_here(work: Path) -> None:
     problems, text = ask(recipe="tiny-hf-cpu", run_dir=Path("runs/x"))
     assert problems == 0, text
     assert "disk:" in text and "a checkpoint takes about" in text and "quota" in text
-    assert text.endswith("No problems.  Next: thinkprune train tiny-hf-cpu --run-dir runs/x\n")
+    assert text.endswith("No problems.  Next: thinkprune train tiny-hf-cpu --engine local --run-dir runs/x\n")
     assert contents(work) == before
 
 
@@ -66,7 +66,9 @@ def test_what_a_recipe_misses_here(work: Path) -> None:
     assert problems == 2
     assert re.search(r"problem +policy.model_name \[.*\]: \S+/other: No such file", text)
     assert re.search(r"problem +data.train.0.data_path \[.*\].*-> thinkprune data prepare", text)
-    assert text.splitlines()[-1].endswith("thinkprune doctor tiny-hf-cpu policy.model_name=other")
+    assert text.splitlines()[-1].endswith(
+        "thinkprune doctor tiny-hf-cpu policy.model_name=other --engine local"
+    )
 
 
 def test_a_misspelt_key_is_a_problem_beside_the_others(work: Path) -> None:
@@ -80,6 +82,11 @@ def test_nodes_without_slurm(work: Path) -> None:
     problems, text = ask(recipe="tiny-hf-cpu", nodes=2, run_dir=work / "runs")
     assert problems == 1 and "srun is not here" in text
     assert contents(work) == before
+
+
+def test_a_container_is_looked_into_on_nodes_only(work: Path) -> None:
+    problems, text = ask(recipe="tiny-hf-cpu", container="image.sqsh")
+    assert problems == 0 and "container: it was not looked into" in text and "torch" not in text
 
 
 def test_a_secret_is_told_by_its_name(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

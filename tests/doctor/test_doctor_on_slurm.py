@@ -125,28 +125,26 @@ def test_a_read_only_folder_is_found(slurm: SlurmLab, ask: Ask, tmp_path: Path) 
     assert "[n2]" in found and "Read-only file system" in found
 
 
-def test_nodes_that_cannot_reach_each_other_are_named(slurm: SlurmLab, ask: Ask, tmp_path: Path) -> None:
-    routes = [["10.77.0.12/32"], ["-6", "fd77::12/128"]]
+def test_a_silent_node_is_named_and_the_others_are_examined(
+    slurm: SlurmLab, ask: Ask, tmp_path: Path
+) -> None:
+    """Nothing starts on n2, and n1 cannot reach n3."""
+    routes = [["10.77.0.13/32"], ["-6", "fd77::13/128"]]
     for route in routes:
         slurm.in_node("n1", ["ip", *route[:-1], "route", "add", "unreachable", route[-1]])
     try:
-        text = ask(run_folder(tmp_path))
+        with mounted(slurm, "n2", ["--bind", "/dev/null"], Path(sys.executable).resolve()):
+            text = ask(run_folder(tmp_path))
     finally:
         for route in routes:
             slurm.in_node("n1", ["ip", *route[:-1], "route", "del", "unreachable", route[-1]])
-    found = [line for line in findings(text, "problem") if line.startswith("connections")]
-    assert any(line.startswith("connections [n1]: does not reach n2: no connection to") for line in found)
-    assert not any("n3" in line for line in found)
-
-
-def test_a_node_on_which_nothing_starts_is_named_and_the_others_are_examined(
-    slurm: SlurmLab, ask: Ask, tmp_path: Path
-) -> None:
-    with mounted(slurm, "n2", ["--bind", "/dev/null"], Path(sys.executable).resolve()):
-        text = ask(run_folder(tmp_path))
-    (found,) = [line for line in findings(text, "problem") if line.startswith("nodes")]
-    assert "[n2]" in found and "no answer from n2" in found
-    assert "thinkprune [n[1,3]]" in text
+    problems = findings(text, "problem")
+    (silent,) = [line for line in problems if line.startswith("nodes")]
+    assert "[n2]" in silent and "no answer from n2" in silent
+    apart = [line for line in problems if line.startswith("connections")]
+    assert any(line.startswith("connections [n1]: does not reach n3: no connection to") for line in apart)
+    assert not any("n2" in line for line in apart)
+    assert "Python [n[1,3]]" in text
 
 
 def test_more_nodes_than_there_are(slurm: SlurmLab, ask: Ask, tmp_path: Path) -> None:

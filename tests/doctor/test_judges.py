@@ -201,6 +201,8 @@ def test_networks_of_nodes() -> None:
         bad(judge_network([replace(loop, network=Network(1, ["127.0.1.1"]))], replace(CLUSTER, nodes=1)))
         == []
     )
+    login = [replace(loop, network=Network(1, ["127.0.1.1"]))]
+    assert bad(judge_network(login, CLUSTER, is_login=True)) == []  # the run will be elsewhere
     apart = node("n1", network=Network(1, ["10.0.0.1"], peers=[Peer("n2", problem="refused")]))
     assert (Level.PROBLEM, "connections", "n1") in bad(judge_network([apart, node("n2")], CLUSTER))
     wrong = node("n1", network=Network(1, ["10.0.0.1"], peers=[Peer("n2", ["127.0.0.1"], "127.0.0.1")]))
