@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -227,7 +228,7 @@ def doctor(
         account=account, time=time, container=container, mounts=tuple(mounts or ()), scratch=scratch,
         secrets=secrets,
     )  # fmt: skip
-    if examine(request):
+    if examine(request, say=partial(typer.echo, err=True)):
         raise typer.Exit(2)
 
 

@@ -15,7 +15,7 @@ GCS_PORTS = range(28100, 32700)
 SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux (sun_path without its end)."""
 
-_RAY_SOCKET = (
+RAY_SOCKET = (
     "/thinkprune-9999999999-999/ray/session_2026-01-01_00-00-00_000000_9999999/sockets/plasma_store.9"
 )
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -138,7 +138,7 @@ def _paths(job: SlurmJob) -> list[str]:
     found = []
     if not job.scratch.startswith("/"):
         found.append(f"--scratch {job.scratch!r}: name a folder from the root, as /tmp")
-    room = SOCKET_BYTES - len(_RAY_SOCKET.encode())
+    room = SOCKET_BYTES - len(RAY_SOCKET.encode())
     if job.ray and len(job.scratch.encode()) > room:
         found.append(
             f"--scratch {job.scratch}: at most {room} bytes, or Ray's sockets have no room: use /tmp"
