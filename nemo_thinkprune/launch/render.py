@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from nemo_thinkprune.launch.slurm import SCRIPT_NAME
-from nemo_thinkprune.launch.slurm_job import GCS_PORTS, SlurmJob
+from nemo_thinkprune.launch.slurm_job import GCS_PORTS, SlurmJob, own_folders
 from nemo_thinkprune.launch.templates import render_template
 
 TEMPLATE = "slurm/job.sbatch.jinja"
 _CPU_OBJECT_STORE_BYTES = 256 << 20
+# What the script itself exports, for the container in the place of what its image says.
+_OWN_VARIABLES = (
+    "PYTHONPATH", "TMPDIR", "HF_TOKEN_PATH", "NETRC", "RAY_ADDRESS", "RAY_TMPDIR", "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED",
+)  # fmt: skip
 
 
 def render(job: SlurmJob) -> str:
@@ -28,7 +34,8 @@ def render(job: SlurmJob) -> str:
         ray_cpus=_ray_cpus(job),
         ray_memory=f" --object-store-memory={_CPU_OBJECT_STORE_BYTES}" if job.on_cpu else "",
         ports=GCS_PORTS,
-        mounts="".join(f"{mount}," for mount in job.mounts),
+        mounts=",".join(_mounts(job)),
+        container_variables=",".join([*(name for name, _ in job.variables), *_OWN_VARIABLES]),
     )
 
 
@@ -69,6 +76,17 @@ def _setup_lines(job: SlurmJob) -> Iterator[str]:
     if job.secrets_file is not None:
         yield f"secrets_file={shlex.quote(str(job.secrets_file))}"
     yield from job.setup
+
+
+def _mounts(job: SlurmJob) -> Iterator[str]:
+    """The user's, and the folders that the job itself needs, each in its own place, where those have it not."""
+    yield from job.mounts
+    pairs = (mount.split(":") for mount in job.mounts)
+    there = [Path(source) for source, inside, *_ in pairs if Path(source) == Path(inside)]
+    for folder in own_folders(job):
+        if not any(folder.is_relative_to(mounted) for mounted in there):
+            there.append(folder)
+            yield f"{folder}:{folder}"
 
 
 def _trainer(job: SlurmJob) -> Iterator[list[str]]:

@@ -94,6 +94,13 @@ def check_job(job: SlurmJob) -> None:
         raise UserError("this job cannot be launched:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
+def own_folders(job: SlurmJob) -> list[Path]:
+    """The shared folders that a container of the job needs, without those that its image has."""
+    recipe = Path(job.recipe)
+    folders = [job.run_dir, job.work_dir, job.source, recipe.parent if recipe.is_absolute() else None]
+    return [folder for folder in folders if folder is not None]
+
+
 def seconds(time: str) -> int | None:
     """Seconds of a time limit in Slurm's forms (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None if it is none of them."""
     match = _TIME.fullmatch(time)
@@ -136,8 +143,10 @@ def _numbers(job: SlurmJob) -> list[str]:
 
 def _paths(job: SlurmJob) -> list[str]:
     found = []
-    if not job.scratch.startswith("/"):
-        found.append(f"--scratch {job.scratch!r}: name a folder from the root, as /tmp")
+    if not re.fullmatch(r"/[\w./+-]*", job.scratch):
+        found.append(
+            f"--scratch {job.scratch!r}: name a folder from the root, of letters, digits and ._+-, as /tmp"
+        )
     room = SOCKET_BYTES - len(RAY_SOCKET.encode())
     if job.ray and len(job.scratch.encode()) > room:
         found.append(
@@ -150,6 +159,12 @@ def _paths(job: SlurmJob) -> list[str]:
         for mount in job.mounts
         if not re.fullmatch(r"/[^\s,:\"'$`\\]*:/[^\s,\"'$`\\]*", mount)
     ]
+    if job.container is not None:
+        found += [
+            f"{folder}: a container cannot be given a folder with a space, a quote or one of , : $ \\ in its name"
+            for folder in own_folders(job)
+            if re.search(r"[\s,:\"'$`\\]", str(folder))
+        ]
     for path in (job.run_dir, job.work_dir):
         if re.search(r"[\s%\\]", str(path)):  # sbatch reads them in its own way
             found.append(f"{path}: a folder with a space, a % or a backslash in its name confuses sbatch")
@@ -157,7 +172,10 @@ def _paths(job: SlurmJob) -> list[str]:
 
 
 def _texts(job: SlurmJob) -> list[str]:
-    lines = {"--sbatch": job.sbatch, "--setup": job.setup, "KEY=VALUE": job.overrides}
+    lines = {
+        "--sbatch": job.sbatch, "--setup": job.setup, "KEY=VALUE": job.overrides, "the recipe": (job.recipe,),
+        "--container": (job.container or "x",),
+    }  # fmt: skip
     found = [
         f"{name} {text!r}: one line each" for name, texts in lines.items() for text in texts if "\n" in text
     ]
