@@ -96,16 +96,21 @@ def test_a_crashed_node_goes_down_and_comes_back_empty(slurm: SlurmLab) -> None:
     slurm.run(["scancel", str(job)])
 
 
-def test_daemons_stop_alone(slurm: SlurmLab) -> None:
+@pytest.mark.parametrize("daemon", ["controller", "slurmd"])
+def test_a_daemon_stops_and_jobs_go_on(slurm: SlurmLab, daemon: str) -> None:
     job = slurm.submit("#!/bin/sh\nsleep 62\n", "-w", "n1")
     slurm.wait(job, {"RUNNING"})
-    slurm.stop_slurmd("n1")
-    slurm.stop_controller()
-    assert "Unable to contact" in slurm.run(["sinfo"], check=False).stderr
+    if daemon == "controller":
+        slurm.stop_controller()
+        assert "is DOWN" in slurm.run(["scontrol", "ping"], check=False).stdout
+    else:
+        slurm.stop_slurmd("n1")
+        assert "slurmd" not in [process.argv[0] for process in slurm.processes("n1")]
     assert ("sleep", "62") in [process.argv for process in slurm.processes("n1")]
-    slurm.start_controller()
-    slurm.start_slurmd("n1")
-    # Slurm of its own would keep a job that is cancelled while slurmd starts.
+    if daemon == "controller":
+        slurm.start_controller()
+    else:
+        slurm.start_slurmd("n1")
     assert slurm.run(["srun", "-w", "n1", "hostname"]).stdout == "n1\n"
     assert slurm.job(job)["JobState"] == "RUNNING"
     slurm.run(["scancel", str(job)])

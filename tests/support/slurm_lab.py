@@ -127,8 +127,17 @@ class SlurmLab:
         return read_record(self.folder / "containers.tsv")
 
     def node_state(self, node: str) -> str:
-        """``idle``, ``mixed``, ``allocated``, ``down*`` ..., as sinfo writes it."""
-        return self.run(["sinfo", "-h", "-N", "-n", node, "-o", "%T"]).stdout.split()[0]
+        """``idle``, ``mixed``, ``allocated``, ``completing``, ``down``, with ``*`` when it does not respond.
+
+        Not by sinfo, which may show a node as mixed for good when its last job ended in the second of another change.
+        """
+        told = self.run(["scontrol", "show", "node", "-o", node]).stdout
+        found = re.search(r" State=(\S+)", told)
+        assert found, told
+        state, *flags = found[1].rstrip("*").split("+")
+        if "COMPLETING" in flags and state != "DOWN":
+            state = "COMPLETING"
+        return state.lower() + ("*" if "NOT_RESPONDING" in flags or found[1].endswith("*") else "")
 
     def wait_node(self, node: str, states: Collection[str] = ("idle",), *, timeout: float = 60) -> None:
         """Wait until Slurm holds the node for being in one of `states`."""
