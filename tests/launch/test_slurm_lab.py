@@ -117,6 +117,24 @@ def test_a_daemon_stops_and_jobs_go_on(slurm: SlurmLab, daemon: str) -> None:
     slurm.wait_node("n1")
 
 
+def test_a_jobs_time_limit_is_moved(slurm: SlurmLab) -> None:
+    job = slurm.submit("#!/bin/sh\nsleep 60\n")
+    before = slurm.wait(job, {"RUNNING"})["EndTime"]
+    slurm.end_in(job, 40)
+    assert slurm.job(job)["EndTime"] < before
+    slurm.run(["scancel", str(job)])
+
+
+def test_an_urgent_job_takes_the_nodes(tmp_path: Path) -> None:
+    with slurm_lab(tmp_path / "lab", nodes=1, preempt_grace=0) as lab:
+        job = lab.submit("#!/bin/sh\nsleep 60\n", "--exclusive")
+        lab.wait(job, {"RUNNING"})
+        urgent = lab.submit("#!/bin/sh\nsleep 60\n", "--partition=urgent")
+        lab.wait(urgent, {"RUNNING"})
+        told = lab.job(job)
+        assert (told["JobState"], told["Restarts"]) == ("PENDING", "1")
+
+
 def test_labs_do_not_meet(slurm: SlurmLab, tmp_path: Path) -> None:
     with slurm_lab(tmp_path / "lab", nodes=1, addresses="ipv6", gpus=(2,), shared=[tmp_path]) as other:
         assert other.run(["srun", "--gpus=2", "printenv", "CUDA_VISIBLE_DEVICES"]).stdout == "0,1\n"

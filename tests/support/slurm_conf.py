@@ -8,6 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+SAME_FOR_ALL = """
+ClusterName=lab
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=/run/munge/munge.socket.2,cred_expire=5
+SlurmUser=root
+SlurmdUser=root
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+SlurmctldTimeout=30
+InactiveLimit=0
+MinJobAge=600
+SlurmdSpoolDir=/run/slurmd
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+"""
+
 Addresses = Literal["both", "ipv4", "ipv6"]
 
 
@@ -28,6 +57,8 @@ class LabSettings:
     """Seconds without an answer after which a node is down and its jobs end or are requeued; seen 7 to 12 s late."""
     kill_wait: int = 3
     """Seconds between TERM and KILL at a job's time limit."""
+    preempt_grace: int | None = None
+    """With a number a second partition, ``urgent``, takes nodes from jobs, that many seconds after TERM to them."""
     extra: tuple[str, ...] = ()
     """More lines of slurm.conf; they come last, and of a repeated key the last value holds."""
 
@@ -72,43 +103,30 @@ def _slurm_conf(folder: Path, settings: LabSettings) -> list[str]:
         for name in settings.names
     ]
     return [
-        "ClusterName=lab",
+        *SAME_FOR_ALL.split(),
         f"SlurmctldHost=login({settings.address('login')})",
         *(["CommunicationParameters=EnableIPv6"] if settings.addresses == "ipv6" else []),
-        "SlurmUser=root",
-        "SlurmdUser=root",
-        "AuthType=auth/munge",
-        "CredType=cred/munge",
-        "AuthInfo=socket=/run/munge/munge.socket.2,cred_expire=5",
-        "MpiDefault=none",
-        "ProctrackType=proctrack/linuxproc",
-        "TaskPlugin=task/none",
-        "SwitchType=switch/none",
-        "SelectType=select/cons_tres",
-        "SelectTypeParameters=CR_Core",
-        "JobAcctGatherType=jobacct_gather/none",
-        "AccountingStorageType=accounting_storage/none",
-        "JobCompType=jobcomp/none",
-        "SlurmdParameters=config_overrides",
-        "ReturnToService=2",
-        "JobRequeue=1",
-        "SlurmctldTimeout=30",
         f"SlurmdTimeout={settings.slurmd_timeout}",
         f"KillWait={settings.kill_wait}",
-        "InactiveLimit=0",
-        "MinJobAge=600",
         f"StateSaveLocation={folder}/state",
-        "SlurmdSpoolDir=/run/slurmd",
-        "SlurmctldPidFile=/run/slurmctld.pid",
-        "SlurmdPidFile=/run/slurmd.pid",
         f"SlurmctldLogFile={folder}/slurmctld.log",
-        "SchedulerType=sched/backfill",
-        "SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0",
         *(["GresTypes=gpu"] if settings.gpus else []),
         f"PlugStackConfig={folder}/plugstack.conf",
         *nodes,
-        f"PartitionName=test Nodes=ALL Default=YES MaxTime={settings.max_minutes} State=UP OverSubscribe=NO",
+        *_partitions(settings),
         *settings.extra,
+    ]
+
+
+def _partitions(settings: LabSettings) -> list[str]:
+    common = f"Nodes=ALL MaxTime={settings.max_minutes} State=UP OverSubscribe=NO"
+    if settings.preempt_grace is None:
+        return [f"PartitionName=test Default=YES {common}"]
+    return [
+        "PreemptType=preempt/partition_prio",
+        "PreemptMode=REQUEUE",
+        f"PartitionName=test Default=YES {common} PriorityTier=1 GraceTime={settings.preempt_grace}",
+        f"PartitionName=urgent {common} PriorityTier=2 PreemptMode=OFF",
     ]
 
 

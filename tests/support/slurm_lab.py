@@ -122,6 +122,13 @@ class SlurmLab:
         )
         self.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"])
 
+    def end_in(self, job_id: int, seconds: int) -> None:
+        """Move the job's time limit to `seconds` from now.
+
+        Slurm looks every 30 s: it ends the job up to that much later, and sends its --signal that much earlier.
+        """
+        self.run(["scontrol", "update", f"JobId={job_id}", f"EndTime=now+{seconds}"])
+
     def containers(self) -> list[ContainerTask]:
         """The tasks so far that were given options of pyxis; for labs made with ``containers=True``."""
         return read_record(self.folder / "containers.tsv")
@@ -333,7 +340,7 @@ def slurm_lab(
 
 
 def _idle(lab: SlurmLab) -> bool:
-    states = lab.run(["sinfo", "-h", "-N", "-o", "%t"], check=False, timeout=20).stdout.split()
+    states = lab.run(["sinfo", "-h", "-N", "-p", "test", "-o", "%t"], check=False, timeout=20).stdout.split()
     return states == ["idle"] * lab.settings.nodes
 
 
