@@ -54,7 +54,7 @@ class LabSettings:
     max_minutes: int = 60
     """The partition's time limit, and of jobs that ask for none."""
     slurmd_timeout: int = 5
-    """Seconds without an answer after which a node is down and its jobs end or are requeued; seen 7 to 12 s late."""
+    """Seconds without an answer after which a node is down and its jobs end or are requeued; looked at every 5 s."""
     kill_wait: int = 3
     """Seconds between TERM and KILL at a job's time limit."""
     preempt_grace: int | None = None

@@ -194,7 +194,7 @@ class SlurmLab:
     def crash(self, node: str) -> None:
         """Take the power from a node: no process says goodbye, no connection is closed.
 
-        Slurm holds it for down after about 10 s; other nodes get no answer from it, not even a refusal.
+        Slurm holds it for down after 6 to 10 s; other nodes get no answer from it, not even a refusal.
         """
         found = self._nodes.pop(node)
         self._in_network("ip", "link", "delete", node)
