@@ -323,7 +323,7 @@ def test_node_freezes(jobs: dict[str, Future[LaunchedJob]]) -> None:
 def test_misspelt_key(at: Place) -> None:
     """A mistake in a recipe is told at once, and nothing is submitted or made."""
     run_dir = at.folder / "misspelt"
-    command = ["launch", "slurm", at.recipe, *LOCAL, "--job-name", "misspelt", "--run-dir", run_dir]
+    command = ["launch", "slurm", str(at.recipe), *LOCAL, "--job-name", "misspelt", "--run-dir", str(run_dir)]
     done = thinkprune(at.lab, *command, "grpo.max_num_stepz=3", check=False)
     assert done.returncode == 2 and "max_num_steps" in done.stderr and "Traceback" not in done.stderr
     assert at.lab.run(["squeue", "--noheader", "--name=misspelt", "--states=all"]).stdout == ""
