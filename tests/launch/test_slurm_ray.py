@@ -271,6 +271,35 @@ def test_a_node_on_which_ray_does_not_come_up_is_named(broken: ProgramJob) -> No
     broken.wait_gone()
 
 
+def test_secrets_that_others_may_read_by_now_end_the_job_and_leave_nothing(
+    lab: SlurmLab, tmp_path: Path
+) -> None:
+    file = tmp_path / "secrets"
+    file.touch(mode=0o600)
+    file.write_text("HF_TOKEN=hf_seen\n")
+    script = render_own(lab, *on("broken"), "--secrets", file, run_dir=tmp_path / "run")
+    file.chmod(0o644)
+    job = submit_own(lab, script, run_dir=tmp_path / "run")
+    assert job.wait_over() == "FAILED"
+    assert job.ends() == [("user_error", "gave_up")]
+    assert "chmod 600" in job.output and "hf_seen" not in job.output
+    job.wait_gone()
+
+
+# ---- Nodes that have IPv6 only ----
+
+
+def test_ray_comes_up_where_nodes_have_ipv6_only(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[dev]'")
+    with slurm_lab(tmp_path / "lab", shared=[tmp_path], nodes=2, addresses="ipv6") as lab:
+        job = submit_own(lab, render_own(lab, run_dir=tmp_path / "run"), run_dir=tmp_path / "run")
+        answer = job.answer()
+        job.let_go()
+        assert answer["gcs"] == f"[{lab.settings.address6('n1')}]:{gcs_port(1)}"
+        assert (answer["nodes"], answer["sums"]) == (["n1", "n2"], [11, 11])
+        assert job.wait_over() == "COMPLETED"
+
+
 # ---- What is left (comes last: it ends the two jobs) ----
 
 
