@@ -157,8 +157,11 @@ def lose_head(at: Place, job: LaunchedJob) -> str:
 
 
 def stop_a_rank(at: Place, job: LaunchedJob) -> str:
+    """In the midst of a call, so that the other rank waits for it in a collective operation."""
     node = second_node(at, job)
     [rank] = [process for process in at.lab.processes(node) if "CpuWorker" in " ".join(process.argv[:1])]
+    title = Path(f"/proc/{rank.pid}/cmdline")
+    job.wait_for(lambda: b"CpuWorker.generate" in title.read_bytes(), "no call of the rank", every=0.01)
     os.kill(rank.pid, signal.SIGSTOP)
     return node
 
