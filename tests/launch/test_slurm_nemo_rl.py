@@ -294,7 +294,7 @@ def story(at: Place) -> Iterator[Story]:
             for hurt in disturb(at, job):
                 hurts.append(hurt)
                 scattered += planted_in_private_files(at.lab, job)
-            peaceful.wait_over(timeout=MOST_S)
+            peaceful.wait_event("finished", timeout=MOST_S)
             assert [process.wait(timeout=MOST_S) for process in local] == [0, 0]
         finally:
             for process in local:
