@@ -8,11 +8,8 @@ from checkpoints_tools.sizes import size
 from nemo_thinkprune.doctor.facts import Host, NodeFacts
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
 from nemo_thinkprune.doctor.needs import Needs
-from nemo_thinkprune.launch.slurm_job import SOCKET_BYTES
+from nemo_thinkprune.launch.slurm_job import SCRATCH_ROOM, SOCKET_BYTES
 
-PRIVATE = "/thinkprune-12345678-10/ray"
-"""What a job adds to its scratch folder."""
-_SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _OPEN_FILES, _FEWEST_FILES = 65_536, 8_192
 _SHARE_OF_STORE = 0.3  # of the memory: Ray's object store
 _LEAST_SHM, _LEAST_SCRATCH, _GOOD_SCRATCH = 2e9, 1e9, 20e9
@@ -33,14 +30,14 @@ def judge_machine(one: NodeFacts, needs: Needs) -> Iterator[Finding]:
 
 def _scratch(host: Host, node: str, needs: Needs) -> Iterator[Finding]:
     space, name = host.scratch, "scratch folder"
-    length = len(space.path.encode()) + len(PRIVATE) + len(_SESSION)
+    over = len(space.path.encode()) - SCRATCH_ROOM
     other = "give --scratch another folder, which each node has for itself"
     if host.scratch_problem:
         yield problem(name, f"{space.path}: {host.scratch_problem}", other, node)
-    elif needs.engine == "nemo-rl" and length > SOCKET_BYTES:
+    elif needs.engine == "nemo-rl" and over > 0:
         yield problem(
             name,
-            f"{space.path} is too long by {length - SOCKET_BYTES} characters: Ray's sockets in it would pass the "
+            f"{space.path} is too long by {over} characters: Ray's sockets in it would pass the "
             f"{SOCKET_BYTES} bytes of a Unix socket's path",
             "give --scratch a shorter name, such as /tmp",
             node,

@@ -26,7 +26,7 @@ from nemo_thinkprune.doctor.host import host_facts
 from nemo_thinkprune.doctor.hostlist import expand
 from nemo_thinkprune.doctor.mesh import Listener, Neighbour
 from nemo_thinkprune.doctor.network import network_facts
-from nemo_thinkprune.launch.slurm_job import GCS_PORTS
+from nemo_thinkprune.launch.slurm_job import gcs_port
 
 _MARK = "thinkprune-doctor"
 _PIECE = 600  # characters: srun keeps labelled lines whole up to 1024
@@ -102,11 +102,6 @@ def heard(lines: Iterable[str], token: str) -> dict[str, bytes]:
     return found
 
 
-def job_port(job_id: int) -> int:
-    """The port that the script of a job tries first for Ray (launchers/slurm/job.sbatch.jinja)."""
-    return GCS_PORTS[job_id * 7 % len(GCS_PORTS)]
-
-
 def this_node() -> str:
     """The name that Slurm has for this machine, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -158,7 +153,7 @@ def main(arguments: Sequence[str]) -> None:
     """Answer the question in the one argument, as JSON."""
     question, node = Question(**json.loads(arguments[0])), this_node()
     if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal() and not question.port:
-        question = replace(question, port=job_port(int(job)))
+        question = replace(question, port=gcs_port(int(job)))
     nodes = expand(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or node)
     facts = node_facts(question, node=node, peers=[name for name in nodes if name != node])
     for line in spoken(facts, question.token):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_thinkprune.launch.slurm import SCRIPT_NAME
-from nemo_thinkprune.launch.slurm_job import GCS_PORTS, SlurmJob, own_folders
+from nemo_thinkprune.launch.slurm_job import GCS_PORTS, GCS_STRIDE, SlurmJob, own_folders
 from nemo_thinkprune.launch.templates import render_template
 
 TEMPLATE = "slurm/job.sbatch.jinja"
@@ -34,6 +34,7 @@ def render(job: SlurmJob) -> str:
         ray_cpus=_ray_cpus(job),
         ray_memory=f" --object-store-memory={_CPU_OBJECT_STORE_BYTES}" if job.on_cpu else "",
         ports=GCS_PORTS,
+        stride=GCS_STRIDE,
         mounts=",".join(_mounts(job)),
         container_variables=",".join([*(name for name, _ in job.variables), *_OWN_VARIABLES]),
     )

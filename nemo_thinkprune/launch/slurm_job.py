@@ -12,12 +12,20 @@ from nemo_thinkprune.recipe.errors import UserError
 GCS_PORTS = range(28100, 32700)
 """Where a job's Ray listens: below the ephemeral ports (32768 and up on Linux), above those that NeMo-RL takes."""
 
+GCS_STRIDE = 7
+"""How far apart the ports of one job and the next are: room for those that take the next one."""
+
 SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux (sun_path without its end)."""
 
 RAY_SOCKET = (
     "/thinkprune-9999999999-999/ray/session_2026-01-01_00-00-00_000000_9999999/sockets/plasma_store.9"
 )
+"""What a job adds to its scratch folder for the longest of Ray's sockets."""
+
+SCRATCH_ROOM = SOCKET_BYTES - len(RAY_SOCKET)
+"""Longest path of a scratch folder, in bytes."""
+
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -79,6 +87,11 @@ class SlurmJob:
     def ray(self) -> bool:
         """Whether the job brings Ray up; the local engine needs none."""
         return self.engine == "nemo-rl"
+
+
+def gcs_port(job_id: int) -> int:
+    """The port that a job tries first for its Ray."""
+    return GCS_PORTS[job_id * GCS_STRIDE % len(GCS_PORTS)]
 
 
 def check_job(job: SlurmJob) -> None:
@@ -147,10 +160,9 @@ def _paths(job: SlurmJob) -> list[str]:
         found.append(
             f"--scratch {job.scratch!r}: name a folder from the root, of letters, digits and ._+-, as /tmp"
         )
-    room = SOCKET_BYTES - len(RAY_SOCKET.encode())
-    if job.ray and len(job.scratch.encode()) > room:
+    if job.ray and len(job.scratch.encode()) > SCRATCH_ROOM:
         found.append(
-            f"--scratch {job.scratch}: at most {room} bytes, or Ray's sockets have no room: use /tmp"
+            f"--scratch {job.scratch}: at most {SCRATCH_ROOM} bytes, or Ray's sockets have no room: use /tmp"
         )
     if job.mounts and job.container is None:
         found.append("--mounts belongs to --container: add that, or leave --mounts away")

@@ -18,7 +18,14 @@ from typer.testing import CliRunner
 
 from nemo_thinkprune import cli
 from nemo_thinkprune.launch.render import render
-from nemo_thinkprune.launch.slurm_job import SlurmJob, check_job, default_save_ahead, seconds
+from nemo_thinkprune.launch.slurm_job import (
+    GCS_PORTS,
+    SlurmJob,
+    check_job,
+    default_save_ahead,
+    gcs_port,
+    seconds,
+)
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import recipes_folder
 
@@ -371,3 +378,10 @@ def test_a_secret_in_the_recipes_keys_is_refused(
     assert result.exit_code == 2
     assert "WANDB_API_KEY stands in the job itself" in result.stderr
     assert "a1b2" not in result.output
+
+
+def test_the_port_is_the_one_that_the_doctor_tries() -> None:
+    line = between(render(JOB), "port=$((", "\n")
+    for job in (1, 7, 4711, 99999999):
+        [port] = bash(f"job={job}\n{line}printf '%s\\0' $port\n")
+        assert int(port) == gcs_port(job) and int(port) in GCS_PORTS
