@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -40,7 +41,8 @@ SETTINGS = (
     "checkpointing.save_period=2",
     "policy.megatron_cfg.optimizer.lr=1e-3",
 )
-LOCAL = ("--engine", "local", "--nodes", "1", "--time", "30")
+MINUTES = 30
+LOCAL = ("--engine", "local", "--nodes", "1", "--time", str(MINUTES))
 SHARED = ("--cpus-per-node", "2", "--sbatch=--nodelist=n3")  # n1 and n2 are for the job whose node dies
 STALL_FLOOR_S = 12.0
 PLANTED = ["/tmp/ray", "/tmp/ray/session_latest", "/tmp/thinkprune-1"]  # somebody else's, on every node
@@ -50,6 +52,7 @@ class Place:
     """The lab, the recipe that all jobs train, and the folder of their runs."""
 
     def __init__(self, lab: SlurmLab, folder: Path) -> None:
+        self._one_at_a_time = threading.Lock()
         self.lab, self.folder = lab, folder
         self.recipe = folder / "recipe.yaml"
         self.before = {node: programs(lab, node) for node in lab.nodes}
@@ -57,7 +60,8 @@ class Place:
     def launch(self, name: str, *options: str, shared: bool = True) -> LaunchedJob:
         where = SHARED if shared else ("--sbatch=--exclude=n3",)
         given = (*LOCAL, *where, "--job-name", name, *options)
-        return launch(self.lab, self.recipe, *given, run_dir=self.folder / name)
+        with self._one_at_a_time:
+            return launch(self.lab, self.recipe, *given, run_dir=self.folder / name)
 
 
 def programs(lab: SlurmLab, node: str) -> list[tuple[str, ...]]:
@@ -88,16 +92,17 @@ def send(processes: list[NodeProcess], number: signal.Signals) -> None:
             os.kill(process.pid, number)
 
 
-def hold(job: LaunchedJob, *, beyond: int, until: str) -> None:
-    """Let a run get beyond a step, then keep its ranks stopped until its script is sent the signal `until`."""
+def hold(job: LaunchedJob, *, beyond: int) -> None:
+    """Let a run get beyond a step, then stop its ranks."""
     job.wait_step(beyond + 1)
-    before = signals(job).count(until)
+    send(ranks_of(job), signal.SIGSTOP)
 
-    def sent() -> bool:
-        send(ranks_of(job), signal.SIGSTOP)
-        return signals(job).count(until) > before
 
-    job.wait_for(sent, f"no {until} came", every=0.5)
+def give_time(job: LaunchedJob, *, after: int) -> None:
+    """Once the job is requeued after an attempt, set back the time limit that was moved close."""
+    job.wait_event("requeue", attempt=after)
+    job.lab.wait(job.job_id, {"PENDING", "RUNNING"})
+    job.lab.run(["scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={MINUTES}"])
 
 
 def signals(job: LaunchedJob) -> list[str]:
@@ -122,19 +127,23 @@ def node_dies(at: Place) -> LaunchedJob:
 
 
 def time_limit_saved(at: Place) -> LaunchedJob:
-    options = ("--time", "1", "--save-ahead", "25", "--max-failures", "20")
-    job = at.launch("time_limit_saved", *options)
-    for step in (2, 9):
-        hold(job, beyond=step, until="USR1")
+    job = at.launch("time_limit_saved", "--save-ahead", "300")
+    for attempt, step in ((1, 2), (2, 9)):
+        hold(job, beyond=step)
+        at.lab.end_in(job.job_id, 200)
+        job.wait_event("signal", "USR1", attempt=attempt)
         send(ranks_of(job), signal.SIGCONT)
+        give_time(job, after=attempt)
     job.wait_over()
     return job
 
 
 def time_limit_missed(at: Place) -> LaunchedJob:
     """A step that takes longer than there is from the signal to the limit."""
-    job = at.launch("time_limit_missed", "--time", "1", "--save-ahead", "10", "--max-failures", "20")
-    hold(job, beyond=2, until="TERM")
+    job = at.launch("time_limit_missed", "--save-ahead", "10")
+    hold(job, beyond=2)
+    at.lab.end_in(job.job_id, 35)
+    give_time(job, after=1)
     job.wait_over()
     return job
 
@@ -276,21 +285,20 @@ def test_node_dies(jobs: dict[str, Future[LaunchedJob]]) -> None:
 def test_time_limit_saved(jobs: dict[str, Future[LaunchedJob]]) -> None:
     """USR1 ahead of the limit: saved, requeued and gone on, as often as it takes."""
     job = jobs["time_limit_saved"].result()
-    *interrupted, last = job.attempts()
-    assert [(a.reason, a.code, a.then) for a in interrupted] == [("saved", 75, "requeue")] * len(interrupted)
-    assert sum("saved; the same command goes on from there" in a.text for a in interrupted) >= 2
-    assert all(a.signals[0] == "USR1" for a in interrupted)
-    assert (last.reason, last.then) == ("finished", "finished") and restarts(job) == len(interrupted)
+    assert job.ends() == [("saved", "requeue"), ("saved", "requeue"), ("finished", "finished")]
+    for attempt in job.attempts()[:2]:
+        assert (attempt.code, attempt.signals) == (75, ["USR1"])
+        assert re.search(r"stopped as asked with step \d+ saved", attempt.text)
+    assert restarts(job) == 2
     same_as(jobs["uninterrupted"].result(), job)
 
 
 def test_time_limit_missed(jobs: dict[str, Future[LaunchedJob]]) -> None:
     """No step boundary between signal and limit: Slurm ends the attempt, which goes back into the queue."""
     job = jobs["time_limit_missed"].result()
-    *_, missed, last = job.attempts()
-    assert missed.signals == ["USR1", "TERM"]
-    assert (missed.reason, missed.then) == ("time_limit", "requeue") and "--save-ahead" in missed.text
-    assert (last.reason, last.then) == ("finished", "finished")
+    assert job.ends() == [("time_limit", "requeue"), ("finished", "finished")]
+    missed = job.attempts()[0]
+    assert missed.signals == ["USR1", "TERM"] and "--save-ahead" in missed.text
     same_as(jobs["uninterrupted"].result(), job)
     assert "time limit" in job.status()
 
