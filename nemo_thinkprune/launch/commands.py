@@ -92,6 +92,7 @@ def complete_job(asked: Asked, environment: Mapping[str, str]) -> tuple[SlurmJob
         overrides=overrides,
         nodes=nodes,
         gpus_per_node=gpus,
+        checkpoint_dir=recipe.checkpointing.checkpoint_dir,
         without_gpus=job.on_cpu or (job.engine == "local" and recipe.thinkprune.runtime.device == "cpu"),
         run_dir=Path(os.path.abspath(asked.run_dir or default_run_dir(job.recipe))),
         nemo_rl_root=_nemo_rl_root(asked, environment),

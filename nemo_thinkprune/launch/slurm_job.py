@@ -44,6 +44,8 @@ class SlurmJob:
         max_failures: attempts in a row that may end without a new checkpoint.
         stall_factor: times the median step without progress that end an attempt, but not below `stall_floor_s`;
             before its first step an attempt has `start_patience_s`.
+        first_step_s: seconds that the nodes have for their first step, and `ray_deadline_s` for joining Ray.
+        checkpoint_dir: the recipe's name for its folder of checkpoints.
         python: folder with the programs `python` and `ray`; None in a container.
         source: folder that is put on PYTHONPATH; None where the package is installed.
         variables: exported by the script, by name.
@@ -74,8 +76,10 @@ class SlurmJob:
     stall_factor: float = 10.0
     stall_floor_s: float = 600.0
     start_patience_s: float = 7200.0
+    first_step_s: int = 900
     ray_deadline_s: float = 900.0
     scratch: str = "/tmp"
+    checkpoint_dir: str = "checkpoints"
     secrets_file: Path | None = None
     python: Path | None = None
     source: Path | None = None
