@@ -121,6 +121,10 @@ def ray(
     stall_factor: StallFactor = 10.0,
     stall_floor: StallFloor = 600.0,
     start_patience: StartPatience = 7200.0,
+    save_time: Annotated[
+        int, typer.Option("--save-time", metavar="S", help="Seconds that `ray job stop` leaves for saving.")
+    ] = 1800,
+    scratch: Scratch = "/dev/shm",
     secrets: SecretsFile = None,
     setup: Setup = None,
     dry_run: DryRun = False,
@@ -133,7 +137,8 @@ def ray(
         recipe=recipe, overrides=tuple(overrides or ()), verb="prune" if rounds else "train", address=address,
         run_dir=run_dir or default_run_dir(recipe), work_dir=Path.cwd(), on_cpu=on_cpu, nemo_rl_root=nemo_rl_root,
         max_failures=max_failures, stall_factor=stall_factor, stall_floor_s=stall_floor,
-        start_patience_s=start_patience, secrets_file=secrets, setup=tuple(setup or ()),
+        start_patience_s=start_patience, save_s=save_time, scratch=scratch, secrets_file=secrets,
+        setup=tuple(setup or ()),
     )  # fmt: skip
     launch_ray(job, dry_run=dry_run, say=typer.echo)
 
@@ -147,7 +152,7 @@ class Log(StrEnum):
     RAY_READY = "ray-ready"
     WATCHDOG = "watchdog"
     STACKS = "stacks"
-    SLURM = "slurm"
+    JOB = "job"
 
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or a run folder.")]

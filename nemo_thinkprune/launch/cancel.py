@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nemo_thinkprune.launch.events import JobFolder
+from nemo_thinkprune.launch.events import JobFolder, is_last
 from nemo_thinkprune.launch.find_job import Found, find_job
 from nemo_thinkprune.launch.progress import newest_checkpoint
+from nemo_thinkprune.launch.ray_commands import commands_of
 from nemo_thinkprune.launch.slurm import (
     SCRIPT_NAME,
     JobInfo,
@@ -56,10 +57,12 @@ def cancel(
 
     Raises:
         SlurmUnavailable: there is no Slurm here, or it does not answer.
-        UserError: there is no such job, or it is somebody else's, or it cannot save.
+        UserError: there is no such job, or it is somebody else's, or it cannot save, or it is a job of Ray.
     """
     found = find_job(job)
     info = found.info
+    if found.folder is not None and found.of_ray:
+        raise UserError(f"nothing was cancelled: {_ray_instead(found.folder)}")
     if info is None or found.job_id is None:
         if found.job_id is None or found.silence is None:
             raise UserError(f"{job} has no job that could be cancelled")
@@ -78,6 +81,13 @@ def cancel(
         say(f"Job {info.job_id} was {info.state if begun else 'waiting for nodes'}; cancelled.")
         last = _wait(info, say, deadline=deadline, poll_s=poll_s)
     return _report(found, last, before, say)
+
+
+def _ray_instead(folder: JobFolder) -> str:
+    """What to do about a job of Ray."""
+    if is_last(folder.events()):
+        return f"job {folder.job_id} of Ray is over by its records"
+    return f"{folder.job_id} is a job of Ray, which saves and ends by: {commands_of(folder).stop}"
 
 
 def _save_and_end(found: Found, info: JobInfo, say: Say, *, deadline: float, poll_s: float) -> JobInfo:

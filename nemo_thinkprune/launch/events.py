@@ -1,5 +1,6 @@
 """What a job's script wrote down: RUN/logs/job_ID/events.tsv, and where its attempts keep their logs.
 
+ID is Slurm's number of the job, or its submission id of `ray job submit`.
 A line is an event: time (ISO 8601, UTC), number of the attempt from 1, event, and its detail, between tabs.
 Lines that say something else, or are not finished, are passed over: the script may be writing right now.
 """
@@ -17,7 +18,9 @@ from nemo_thinkprune.training.attempts import LOGS
 EVENTS = "events.tsv"
 STOP_FILE = "stop"
 LAST_EVENTS = ("finished", "gave_up", "stopped")
-_FOLDER = re.compile(r"(job|attempt)_(\d{1,10})")
+_SLURM_ID = re.compile(r"[0-9]{1,10}")
+_JOB = re.compile(r"job_([A-Za-z0-9._-]+)")
+_ATTEMPT = re.compile(r"attempt_([0-9]{1,10})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,12 @@ class JobFolder:
     """RUN/logs/job_ID: where a job keeps its own records, whether they are there or not."""
 
     run_dir: Path
-    job_id: int
+    job_id: str
+
+    @property
+    def slurm_id(self) -> int | None:
+        """Slurm's number of the job; None for a job of a Ray cluster."""
+        return slurm_id(self.job_id)
 
     @property
     def path(self) -> Path:
@@ -81,16 +89,31 @@ class JobFolder:
 
     def attempt_numbers(self) -> list[int]:
         """The attempts that have a folder, in order."""
-        return _numbers(self.path, "attempt")
+        return sorted(int(number) for number in _folders(self.path, _ATTEMPT))
 
     def events(self) -> list[Event]:
         """What the script recorded so far."""
         return read_events(self.path / EVENTS)
 
 
-def job_ids(run_dir: Path) -> list[int]:
-    """The jobs that left something in a run folder, in the order of their numbers."""
-    return _numbers(run_dir / LOGS, "job")
+def slurm_id(job_id: str) -> int | None:
+    """The number that is a job's id in Slurm; None for a submission id of Ray."""
+    return int(job_id) if _SLURM_ID.fullmatch(job_id) else None
+
+
+def job_ids(run_dir: Path) -> list[str]:
+    """The jobs that left records in a run folder, oldest first."""
+    found = _folders(run_dir / LOGS, _JOB)
+    return in_order(run_dir, (name for name in found if slurm_id(name) or JobFolder(run_dir, name).events()))
+
+
+def in_order(run_dir: Path, ids: Iterable[str]) -> list[str]:
+    """Jobs of a run folder by the time at which they began; those that have not begun come last."""
+
+    def begin(job_id: str) -> tuple[datetime, int, str]:
+        return _begin(JobFolder(run_dir, job_id)), slurm_id(job_id) or 0, job_id
+
+    return sorted(ids, key=begin)
 
 
 def read_events(path: Path) -> list[Event]:
@@ -154,10 +177,19 @@ def _value(detail: str, key: str) -> str | None:
     return match[1] if match else None
 
 
-def _numbers(folder: Path, kind: str) -> list[int]:
+def _begin(folder: JobFolder) -> datetime:
+    if events := folder.events():
+        return events[0].time
+    try:
+        return datetime.fromtimestamp(folder.path.stat().st_mtime, UTC)
+    except OSError:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+def _folders(folder: Path, pattern: re.Pattern[str]) -> list[str]:
+    """What the pattern's group finds in the names of the folders of a folder."""
     try:
         names = [path.name for path in folder.iterdir() if path.is_dir()]
     except OSError:
         return []
-    matches = (_FOLDER.fullmatch(name) for name in names)
-    return sorted(int(match[2]) for match in matches if match and match[1] == kind)
+    return [match[1] for name in names if (match := pattern.fullmatch(name))]

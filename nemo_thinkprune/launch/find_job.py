@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_thinkprune.launch.events import JobFolder, job_ids
+from nemo_thinkprune.launch import ray_commands
+from nemo_thinkprune.launch.events import JobFolder, in_order, job_ids, slurm_id
 from nemo_thinkprune.launch.slurm import (
     SCRIPT_NAME,
     JobInfo,
@@ -22,15 +23,16 @@ from nemo_thinkprune.recipe.files import is_folder
 class Found:
     """A job and its run folder.
 
-    `job_id` is None for a run folder without jobs, `info` None where Slurm does not know the job (`forgotten`) or
-    is not here; `silence` then says why. `earlier` are the run folder's other jobs.
+    `job_id` is Slurm's number as text or a submission id of Ray, None for a run folder without jobs. `info` is None
+    for a job of Ray, and where Slurm does not know the job (`forgotten`) or is not here; `silence` then says why.
+    `earlier` are the run folder's other jobs.
     """
 
-    job_id: int | None
+    job_id: str | None
     run_dir: Path | None
     info: JobInfo | None
     silence: str | None = None
-    earlier: tuple[int, ...] = ()
+    earlier: tuple[str, ...] = ()
     forgotten: bool = False
 
     @property
@@ -39,6 +41,11 @@ class Found:
         if self.job_id is None or self.run_dir is None:
             return None
         return JobFolder(self.run_dir, self.job_id)
+
+    @property
+    def of_ray(self) -> bool:
+        """Whether it is a job of a Ray cluster, of which Slurm knows nothing."""
+        return self.job_id is not None and slurm_id(self.job_id) is None
 
 
 def find_job(job: str) -> Found:
@@ -59,8 +66,8 @@ def find_job(job: str) -> Found:
         raise UserError(
             f"Slurm does not know job {job_id} (any more): give its run folder, where its records are"
         )
-    others = tuple(number for number in job_ids(info.run_dir) if number != job_id) if info.run_dir else ()
-    return Found(job_id, info.run_dir, info, earlier=others)
+    others = [name for name in job_ids(info.run_dir) if name != str(job_id)] if info.run_dir else []
+    return Found(str(job_id), info.run_dir, info, earlier=tuple(others))
 
 
 def _in_folder(run_dir: Path) -> Found:
@@ -72,17 +79,21 @@ def _in_folder(run_dir: Path) -> Found:
         listed = jobs_of(run_dir)
     except SlurmUnavailable as error:
         silence = str(error)
-    known = sorted({*recorded, *listed})
+    known = in_order(run_dir, {*recorded, *map(str, listed)})
     if not known:
-        if not (run_dir / SCRIPT_NAME).exists() and not (run_dir / "logs").is_dir():
+        scripts = [name for name in (SCRIPT_NAME, ray_commands.SCRIPT_NAME) if (run_dir / name).exists()]
+        if not scripts and not (run_dir / "logs").is_dir():
             raise UserError(f"{run_dir} holds no run: give the run folder of a job, or the job's id")
-        return Found(None, run_dir, None, silence)
-    job_id = known[-1]
+        return Found(None, run_dir, None, None if scripts == [ray_commands.SCRIPT_NAME] else silence)
+    job_id, earlier = known[-1], tuple(known[:-1])
+    number = slurm_id(job_id)
+    if number is None:
+        return Found(job_id, run_dir, None, earlier=earlier)
     try:
-        info = job_info(job_id) if silence is None else None
+        info = job_info(number) if silence is None else None
     except SlurmUnavailable as error:
         info, silence = None, str(error)
     forgotten = info is None and silence is None
     if forgotten:
         silence = f"Slurm does not know job {job_id} any more: what follows is from the run folder"
-    return Found(job_id, run_dir, info, silence, tuple(known[:-1]), forgotten)
+    return Found(job_id, run_dir, info, silence, earlier, forgotten)

@@ -17,7 +17,7 @@ from nemo_thinkprune.launch.find_job import Found, find_job
 from nemo_thinkprune.launch.slurm import SlurmUnavailable, job_info
 from nemo_thinkprune.recipe.errors import UserError
 
-Which = Literal["driver", "ray-head", "ray-workers", "ray-ready", "watchdog", "stacks", "slurm"]
+Which = Literal["driver", "ray-head", "ray-workers", "ray-ready", "watchdog", "stacks", "job"]
 Write = Callable[[str], None]
 
 POLL_S = 0.5
@@ -46,8 +46,8 @@ def logs(
 
     Args:
         job: a job's id, or a run folder.
-        which: the driver's output, Ray's, the watchdog's, the stacks of a stalled attempt, or what the script
-            itself printed ("slurm", one file for all attempts).
+        which: the driver's output, Ray's, the watchdog's, the stacks of a stalled attempt, or what the job's
+            script itself printed ("job", one file for all attempts).
         attempt: from 1; None: the newest.
         lines: how many of the last lines to write first.
         follow: go on with what is added.
@@ -129,7 +129,7 @@ class _Reader:
 
     @property
     def path(self) -> Path:
-        if self.which == "slurm":
+        if self.which == "job":
             return self.folder.output
         return self.folder.attempt(self.number) / f"{self.which.replace('-', '_')}.log"
 
@@ -176,7 +176,7 @@ def _follow(reader: _Reader, found: Found, *, only: int | None, stop: Flag) -> N
         now = time.monotonic()
         over = is_last(folder.events())
         if not over and now - asked >= _ASK_SLURM_S:
-            over, asked = _is_over(folder.job_id), now
+            over, asked = _is_over(folder.slurm_id), now
         newest = max(folder.attempt_numbers(), default=reader.number)
         ended = only is not None and _has_ended(folder, only)
         while reader.more():
@@ -184,7 +184,7 @@ def _follow(reader: _Reader, found: Found, *, only: int | None, stop: Flag) -> N
         if over or ended:
             stop.wait(POLL_S)  # another machine's last lines come a little later
             return _take_leave(reader, folder, only)
-        if only is None and newest > reader.number and reader.which != "slurm":
+        if only is None and newest > reader.number and reader.which != "job":
             reader.go_on()  # one after the other: a short attempt is not left out
             continue
         stop.wait(POLL_S)
@@ -195,7 +195,7 @@ def _take_leave(reader: _Reader, folder: JobFolder, only: int | None) -> None:
     while True:
         while reader.more():
             pass
-        if only is not None or reader.which == "slurm" or reader.number >= newest:
+        if only is not None or reader.which == "job" or reader.number >= newest:
             return
         reader.go_on()
 
@@ -205,8 +205,10 @@ def _has_ended(folder: JobFolder, number: int) -> bool:
     return (number in tried and tried[number].end is not None) or any(other > number for other in tried)
 
 
-def _is_over(job_id: int) -> bool:
+def _is_over(job_id: int | None) -> bool:
     """Whether Slurm says so; where Slurm is not here, or does not answer just now, it does not."""
+    if job_id is None:
+        return False
     try:
         info = job_info(job_id)
     except SlurmUnavailable:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from nemo_thinkprune.launch.ray_commands import SCRIPT_NAME, RayCommands
 from nemo_thinkprune.launch.secrets import read_secrets
 from nemo_thinkprune.launch.templates import render_template
 from nemo_thinkprune.recipe.checks import check_recipe
@@ -24,8 +25,9 @@ from nemo_thinkprune.recipe.load import find_recipe, load_recipe, recipes_folder
 from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
 
 TEMPLATE = "ray/job.sh.jinja"
-SCRIPT_NAME = "launch.sh"
 SUBMIT_S = 120.0
+_NO_AGENT = "No available agent to submit job"  # of a cluster that has just been started
+_TRIES = 8
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """Read by Ray from the environment of a job: seconds between the TERM and the KILL of `ray job stop`; 3 by default."""
 
@@ -109,11 +111,9 @@ def launch_ray(
         say(script.rstrip("\n"))
         return None
     for name in left_behind(job, variables):
-        say(
-            f"note: {name} of this shell does not reach the cluster; if the job needs it, give --secrets-file"
-        )
+        say(f"note: {name} of this shell does not reach the cluster; if the job needs it, give --secrets")
     write_script(job, script)
-    submission = submit(job)
+    submission = submit(job, say=say)
     for line in next_steps(job, submission):
         say(line)
     return submission
@@ -232,22 +232,43 @@ def submit_command(job: RayJob, submission_id: str | None = None) -> list[str]:
     ]
 
 
-def submit(job: RayJob, *, deadline_s: float = SUBMIT_S) -> str:
+def submit(
+    job: RayJob, *, say: Callable[[str], None], deadline_s: float = SUBMIT_S, retry_s: float = 10.0
+) -> str:
     """Hand RUN/launch.sh to the cluster; the submission id.
+
+    A cluster that has just been started may have nobody yet to run a job: it is asked again every `retry_s` seconds.
 
     Raises:
         UserError: no program `ray` here, or one without what jobs need; no cluster at the address; it refuses.
     """
     submission_id = new_submission_id(job)
     program, *arguments = submit_command(job, submission_id)
+    command = [_ray_program(program), *arguments]
+    deadline = time.monotonic() + deadline_s
+    for number in range(1, _TRIES + 1):
+        ended = _told(job, command, within_s=deadline - time.monotonic(), deadline_s=deadline_s)
+        if ended.returncode == 0:
+            return submission_id
+        if _NO_AGENT not in ended.stdout or number == _TRIES or time.monotonic() + retry_s > deadline:
+            break
+        say(f"Ray at {job.address} has no agent that runs jobs yet; asked again in {retry_s:g} s")
+        time.sleep(retry_s)
+    raise UserError(_refusal(job, ended.stdout))
+
+
+def _told(
+    job: RayJob, command: list[str], *, within_s: float, deadline_s: float
+) -> subprocess.CompletedProcess[str]:
+    """How the program `ray` ended."""
     try:
-        ended = subprocess.run(
-            [_ray_program(program), *arguments],
+        return subprocess.run(
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=deadline_s,
+            timeout=within_s,
             env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         )
     except subprocess.TimeoutExpired:
@@ -255,9 +276,6 @@ def submit(job: RayJob, *, deadline_s: float = SUBMIT_S) -> str:
             f"{job.address} did not take the job within {deadline_s:g} s; see whether it did: "
             f"ray job list --address {job.address}"
         ) from None
-    if ended.returncode != 0:
-        raise UserError(_refusal(job, ended.stdout))
-    return submission_id
 
 
 def _ray_program(name: str) -> str:
@@ -279,6 +297,8 @@ def _refusal(job: RayJob, said: str) -> str:
             f"the Ray at {job.address} wants its token: export RAY_AUTH_MODE=token, with the cluster's token in "
             "~/.ray/auth_token or in the file that RAY_AUTH_TOKEN_PATH names (the commands `ray job ...` need it too)"
         )
+    if _NO_AGENT in said:
+        return f"Ray at {job.address} has no agent that runs jobs: see dashboard_agent.log on its head, or try again"
     if "Failed to connect" in said or "ConnectionError" in said or "Connection refused" in said:
         return (
             f"no Ray dashboard answers at {job.address}: is that the head and its dashboard's port, and is the "
@@ -290,15 +310,15 @@ def _refusal(job: RayJob, said: str) -> str:
 def next_steps(job: RayJob, submission_id: str) -> Iterator[str]:
     """What to tell of a submitted job."""
     logs = job.run_dir / "logs"
-    asked = f"--address {shlex.quote(job.address)} {submission_id}"
+    commands = RayCommands(job.address, submission_id)
     yield f"Job:      {submission_id}, {job.gpus} GPUs, at {job.address}"
     yield f"Script:   {job.script}"
     yield f"Log:      {logs / f'job_{submission_id}.log'}, events in {logs / f'job_{submission_id}'}/events.tsv"
     if job.secrets_file is not None:
         yield f"Secrets:  {job.secrets_file}, which the head must see"
-    yield f"Next:     ray job status {asked}"
-    yield f"          ray job logs {asked} --follow"
-    yield f"          ray job stop {asked} --no-wait     # saves first, {job.save_s} s at most"
+    yield f"Next:     thinkprune launch status {shlex.quote(str(job.run_dir))}"
+    yield f"          {commands.follow}"
+    yield f"          {commands.stop}     # saves first, {job.save_s} s at most"
 
 
 def _absolute(path: Path) -> Path:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nemo_thinkprune.launch import ray_commands
 from nemo_thinkprune.launch.events import Attempt, JobFolder, attempts, is_last
 from nemo_thinkprune.launch.find_job import Found, find_job
 from nemo_thinkprune.launch.progress import LoggedStep, Progress, read_progress, step_in_log
@@ -76,7 +77,7 @@ def status(job: str, *, now: datetime | None = None) -> Status:
 def _logs(folder: JobFolder | None, tried: Sequence[Attempt]) -> dict[str, Path]:
     if folder is None:
         return {}
-    found = {"slurm": folder.output}
+    found = {"job": folder.output}
     if tried:
         last = folder.attempt(tried[-1].number)
         found |= {"driver": last / "driver.log", "attempt": last}
@@ -88,16 +89,31 @@ def _next(found: Found, tried: Sequence[Attempt], *, over: bool) -> tuple[str, .
     name = str(found.job_id) if found.info else shlex.quote(str(run_dir))
     if run_dir is None:
         return ()
-    again = f"sbatch {shlex.quote(str(run_dir / SCRIPT_NAME))}"
+    again = _again(found, run_dir)
     if found.job_id is None:
         return (f"{again}   (submit it)",)
     if found.info is not None and found.info.pending:
         return (f"thinkprune launch cancel {name}   (it waits; there is nothing to do)",)
     if not over:
-        return (f"thinkprune launch logs {name} --follow",)
+        return (f"thinkprune launch logs {name} --follow", *_by_ray(found))
     if tried and tried[-1].then == "finished":
         return (f"thinkprune report {shlex.quote(str(run_dir))}",)
     return (f"thinkprune launch logs {name}", f"{again}   (goes on from the last checkpoint)")
+
+
+def _again(found: Found, run_dir: Path) -> str:
+    """The command that submits a run once more."""
+    if found.of_ray or (found.job_id is None and not (run_dir / SCRIPT_NAME).exists()):
+        words = ray_commands.submission(run_dir / ray_commands.SCRIPT_NAME)
+        return shlex.join(words or ["thinkprune", "launch", "ray", "RECIPE", "--run-dir", str(run_dir)])
+    return f"sbatch {shlex.quote(str(run_dir / SCRIPT_NAME))}"
+
+
+def _by_ray(found: Found) -> tuple[str, ...]:
+    if found.folder is None or not found.of_ray:
+        return ()
+    commands = ray_commands.commands_of(found.folder)
+    return (f"{commands.status}   (is it still there?)", f"{commands.stop}   (saves first)")
 
 
 def _lines(status: Status) -> list[str]:
@@ -105,7 +121,7 @@ def _lines(status: Status) -> list[str]:
     if found.info is not None:
         rows.insert(0, ("Job", f"{found.info.job_id}  {found.info.name}"))
     elif found.job_id is not None:
-        rows.insert(0, ("Job", str(found.job_id)))
+        rows.insert(0, ("Job", f"{found.job_id}{'  of a Ray cluster' if found.of_ray else ''}"))
     if found.silence:
         rows.append(("", found.silence))
     if found.run_dir is not None:
@@ -179,7 +195,7 @@ def _progress_rows(status: Status) -> list[tuple[str, str]]:
 
 
 def _log_rows(status: Status) -> list[tuple[str, str]]:
-    paths = [str(status.logs[name]) for name in ("driver", "slurm") if name in status.logs]
+    paths = [str(status.logs[name]) for name in ("driver", "job") if name in status.logs]
     return [("Logs" if i == 0 else "", path) for i, path in enumerate(paths)]
 
 

@@ -53,7 +53,7 @@ def submitted(run: Path, *, before_saving: str = ":", hold: bool = False) -> int
     (run / "launch.sbatch").write_text(SCRIPT.format(run=shlex.quote(str(run)), before_saving=before_saving))
     job = queries.submit(run / "launch.sbatch", arguments=["--hold"] if hold else [])
     deadline = time.monotonic() + 20
-    while not hold and not JobFolder(run, job).events():
+    while not hold and not JobFolder(run, str(job)).events():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return job
@@ -106,7 +106,9 @@ def test_a_job_in_the_queue_is_cancelled(here: SlurmLab, tmp_path: Path, save: b
     job = submitted(tmp_path / "run", hold=True)
     done, said = cancelled(job, save=save)
     assert (done.over, done.state) == (True, "CANCELLED")
-    assert "was waiting for nodes; cancelled" in said and not JobFolder(tmp_path / "run", job).path.exists()
+    assert (
+        "was waiting for nodes; cancelled" in said and not JobFolder(tmp_path / "run", str(job)).path.exists()
+    )
 
 
 def test_a_job_that_takes_long_to_save_is_left_to_it(here: SlurmLab, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_job_that_takes_long_to_save_is_left_to_it(here: SlurmLab, tmp_path: P
     done, said = cancelled(job, save=True, timeout_s=1)
     assert (done.over, done.state) == (False, "RUNNING")
     assert "not over yet (RUNNING): it may still be saving" in said
-    assert JobFolder(tmp_path / "run", job).stop_file.exists()
+    assert JobFolder(tmp_path / "run", str(job)).stop_file.exists()
     done, said = cancelled(job)
     assert done.over and "Left:     step 2" in said
 

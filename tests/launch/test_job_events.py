@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.examples import repeatable
+from support.launched_runs import job_records
 
-from nemo_thinkprune.launch.events import JobFolder, attempts, is_last, job_ids, read_events
+from nemo_thinkprune.launch.events import JobFolder, attempts, in_order, is_last, job_ids, read_events
 
 TWO_ATTEMPTS = """\
 2026-11-21T10:00:00Z\t1\tstart\tnodes=n[1-2] head=n1
@@ -103,9 +105,17 @@ def test_no_file_makes_reading_fail(tmp_path_factory: pytest.TempPathFactory, li
 
 
 def test_jobs_and_attempts_are_found_by_their_folders(tmp_path: Path) -> None:
-    for name in ("job_12/attempt_10", "job_12/attempt_2", "job_9", "job_x", "attempt_3"):
+    for name in ("job_12/attempt_10", "job_12/attempt_2", "job_12/attempt_x", "job_9", "job_x", "attempt_3"):
         (tmp_path / "logs" / name).mkdir(parents=True)
+    os.utime(tmp_path / "logs" / "job_9", (0, 0))
     (tmp_path / "logs" / "job_13.log").write_text("")
-    assert job_ids(tmp_path) == [9, 12] and job_ids(tmp_path / "absent") == []
-    assert JobFolder(tmp_path, 12).attempt_numbers() == [2, 10]
-    assert JobFolder(tmp_path, 9).attempt_numbers() == []
+    assert job_ids(tmp_path) == ["9", "12"] and job_ids(tmp_path / "absent") == []
+    assert JobFolder(tmp_path, "12").attempt_numbers() == [2, 10]
+    assert JobFolder(tmp_path, "9").attempt_numbers() == []
+
+
+def test_jobs_are_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    for job, hour in {"7": 11, "run-a.b_1": 12, "8": 10}.items():
+        job_records(tmp_path, job, f"2026-11-21T{hour}:00:00Z 1 start nodes=x\n2026-11-21T23:00:00Z 1 end x")
+    assert job_ids(tmp_path) == ["8", "7", "run-a.b_1"]
+    assert in_order(tmp_path, ["10", "7", "9", "8"]) == ["8", "7", "9", "10"]  # two wait in the queue

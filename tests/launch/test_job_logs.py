@@ -58,7 +58,7 @@ def test_the_end_of_the_newest_log_and_where_it_is(
     assert text == f"==> {two_attempts}/attempt_2/driver.log <==\nline 998\nline 999\n"
     assert shown(tmp_path, lines=5000).count("\n") == 1001
     assert shown(tmp_path, attempt=1) == f"==> {two_attempts}/attempt_1/driver.log <==\nfirst\n"
-    assert shown(tmp_path, which="slurm") == f"==> {two_attempts}.log <==\nfrom the script\n"
+    assert shown(tmp_path, which="job") == f"==> {two_attempts}.log <==\nfrom the script\n"
 
 
 def test_the_other_logs_of_an_attempt(no_slurm: None, tmp_path: Path, two_attempts: Path) -> None:

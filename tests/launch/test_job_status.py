@@ -75,7 +75,7 @@ def test_a_run_folder_tells_all_without_slurm(no_slurm: None, tmp_path: Path) ->
 def test_a_dictionary_for_scripts(no_slurm: None, tmp_path: Path) -> None:
     run = pruning(tmp_path)
     told = json.loads(json.dumps(status(str(run), now=NOW).to_dict()))
-    assert (told["job_id"], told["run_dir"], told["slurm"], told["over"]) == (7, str(run), None, False)
+    assert (told["job_id"], told["run_dir"], told["slurm"], told["over"]) == ("7", str(run), None, False)
     first, second = told["attempts"]
     assert (first["reason"], first["code"], first["step"], first["then"]) == ("node_lost", 1, 40, "requeue")
     assert first["start"] == "2026-11-21T10:00:00+00:00" and first["ray_ready_s"] == 30.5

@@ -148,6 +148,18 @@ def test_options_and_their_defaults_are_those_of_the_program():
     assert told["--save-ahead"] == f"{default_save_ahead('24:00:00')} s"
 
 
+def test_what_launch_ray_has_of_its_own_is_told_with_its_defaults():
+    section = TEXT[TEXT.index("## 8.") : TEXT.index("## 9.")]
+    slurm, ray = ({option: each.default for each in verb("launch", name).params for option in each.opts}
+                  for name in ("slurm", "ray"))  # fmt: skip
+    own = {name: default for name, default in ray.items() if name not in slurm or slurm[name] != default}
+    assert set(own) == {"--address", "--save-time", "--scratch"}
+    assert f"saves first, {own['--save-time']} s at most (`--save-time`)" in section
+    assert f"`--scratch` is where the private folders are made, `{own['--scratch']}` by default" in section
+    for name, default in {"--save-time": "save_s", "--scratch": "scratch"}.items():
+        assert own[name] == RayJob.__dataclass_fields__[default].default
+
+
 def test_logs_and_variables_and_numbers_are_those_of_the_program():
     [which] = [line for line in TEXT.splitlines() if line.startswith("`--which` is one of")]
     assert named(which)[1:] == [log.value for log in Log]

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -358,14 +357,14 @@ def test_why_ray_did_not_take_a_job(
 ) -> None:
     ray_that(tmp_path, monkeypatch, f"echo {shlex.quote(says)} >&2; exit 1")
     with pytest.raises(UserError) as caught:
-        submit(plain())
+        submit(plain(), say=print)
     assert told in str(caught.value)
 
 
 def test_a_dashboard_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray_that(tmp_path, monkeypatch, "exec sleep 1000")
     with pytest.raises(UserError, match="did not take the job within"):
-        submit(replace(plain()), deadline_s=0.2)
+        submit(plain(), say=print, deadline_s=0.2)
 
 
 def test_waiting_for_gpus_says_what_is_there_and_ends() -> None:

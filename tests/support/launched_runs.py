@@ -57,7 +57,7 @@ def prune_folder(folder: Path, *, decided: int, steps: int, saved: int = 0) -> P
     return folder
 
 
-def job_records(run_dir: Path, job: int, events: str, *, drivers: dict[int, str] | None = None) -> Path:
+def job_records(run_dir: Path, job: int | str, events: str, *, drivers: dict[int, str] | None = None) -> Path:
     """RUN/logs/job_ID with events.tsv (given with spaces for tabs, three to a line) and logs of the driver."""
     folder = run_dir / "logs" / f"job_{job}"
     folder.mkdir(parents=True)
