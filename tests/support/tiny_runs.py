@@ -53,7 +53,7 @@ def records(run_dir: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("timing", None)
-    steps = sorted((run_dir / "checkpoints").glob("step_*"))
+    steps = sorted((run_dir / "checkpoints").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_")))
     return {
         "metrics": [json.dumps(row) for row in rows],
         "ledger": (run_dir / "ledger.jsonl").read_bytes(),
