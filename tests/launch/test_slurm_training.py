@@ -8,18 +8,16 @@ Slurm takes its time, its processes are stopped (SIGSTOP), so that no outcome de
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.slurm_jobs import LaunchedJob, last_step, launch, steps_of, thinkprune
-from support.slurm_lab import NodeProcess, SlurmLab, require_slurm, slurm_lab
+from support.slurm_jobs import LaunchedJob, last_step, launch, send, steps_of, thinkprune
+from support.slurm_lab import SlurmLab, require_slurm, slurm_lab
 from support.tiny_runs import RECIPE, records
 
 from nemo_thinkprune.launch.watchdog import POLL_S
@@ -27,7 +25,7 @@ from nemo_thinkprune.recipe.load import dump_yaml, load_recipe
 from nemo_thinkprune.rounds.quickstart import make_data, place
 from nemo_thinkprune.training.watch import FORGIVEN_GAP_S
 
-STEPS = 24
+STEPS = 16
 SETTINGS = (
     "thinkprune.limits=[60]",
     "thinkprune.long_limit=60",
@@ -44,7 +42,7 @@ SETTINGS = (
 MINUTES = 30
 LOCAL = ("--engine", "local", "--nodes", "1", "--time", str(MINUTES))
 SHARED = ("--cpus-per-node", "2", "--sbatch=--nodelist=n3")  # n1 and n2 are for the job whose node dies
-STALL_FLOOR_S = 12.0
+STALL_FLOOR_S = 15.0
 PLANTED = ["/tmp/ray", "/tmp/ray/session_latest", "/tmp/thinkprune-1"]  # somebody else's, on every node
 
 
@@ -69,33 +67,10 @@ def programs(lab: SlurmLab, node: str) -> list[tuple[str, ...]]:
     return sorted(process.argv for process in lab.processes(node) if process.argv[:1] != ("sleep",))
 
 
-def ranks_of(job: LaunchedJob) -> list[NodeProcess]:
-    """The processes of a job that train, by rank."""
-    found = [p for processes in job.processes().values() for p in processes if "--rank" in p.argv]
-    return sorted(found, key=lambda p: int(p.argv[p.argv.index("--rank") + 1]))
-
-
-def driver_of(job: LaunchedJob) -> list[NodeProcess]:
-    """The process that watches the ranks: `thinkprune train`."""
-    found = [p for processes in job.processes().values() for p in processes]
-    return [p for p in found if p.argv[1:4] == ("-m", "nemo_thinkprune", "train")]
-
-
-def starting(job: LaunchedJob) -> list[NodeProcess]:
-    """The trainer, or the srun that is about to start it."""
-    return [p for processes in job.processes().values() for p in processes if str(job.run_dir) in p.argv]
-
-
-def send(processes: list[NodeProcess], number: signal.Signals) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
-
-
 def hold(job: LaunchedJob, *, beyond: int) -> None:
     """Let a run get beyond a step, then stop its ranks."""
     job.wait_step(beyond + 1)
-    send(ranks_of(job), signal.SIGSTOP)
+    send(job.ranks(), signal.SIGSTOP)
 
 
 def give_time(job: LaunchedJob, *, after: int) -> None:
@@ -128,11 +103,11 @@ def node_dies(at: Place) -> LaunchedJob:
 
 def time_limit_saved(at: Place) -> LaunchedJob:
     job = at.launch("time_limit_saved", "--save-ahead", "300")
-    for attempt, step in ((1, 2), (2, 9)):
+    for attempt, step in ((1, 2), (2, 7)):
         hold(job, beyond=step)
         at.lab.end_in(job.job_id, 200)
         job.wait_event("signal", "USR1", attempt=attempt)
-        send(ranks_of(job), signal.SIGCONT)
+        send(job.ranks(), signal.SIGCONT)
         give_time(job, after=attempt)
     job.wait_over()
     return job
@@ -152,7 +127,7 @@ def rank_stalls(at: Place) -> LaunchedJob:
     stall = ("--stall-floor", f"{STALL_FLOOR_S:g}", "--stall-factor", "2")
     job = at.launch("rank_stalls", "--gpus-per-node", "2", *stall)
     job.wait_step(3)
-    send(ranks_of(job)[1:], signal.SIGSTOP)
+    send(job.ranks()[1:], signal.SIGSTOP)
     job.wait_over()
     return job
 
@@ -161,7 +136,7 @@ def node_freezes(at: Place) -> LaunchedJob:
     """The supervisor cannot tell that a rank hangs, as it hangs itself."""
     job = at.launch("node_freezes", "--stall-floor", f"{STALL_FLOOR_S:g}", "--stall-factor", "2")
     job.wait_step(3)
-    send([*driver_of(job), *ranks_of(job)], signal.SIGSTOP)
+    send([*job.drivers(), *job.ranks()], signal.SIGSTOP)
     job.wait_over()
     return job
 
@@ -188,7 +163,7 @@ def crashes_always(at: Place) -> LaunchedJob:
 def crashes_after_saving(at: Place) -> LaunchedJob:
     job = at.launch("crashes_after_saving", "--max-failures", "1")
     job.wait_step(3)
-    send(ranks_of(job), signal.SIGKILL)
+    send(job.ranks(), signal.SIGKILL)
     job.wait_over()
     return job
 
@@ -211,7 +186,7 @@ def cancelled_with_save(at: Place) -> LaunchedJob:
 def asked_early(at: Place) -> LaunchedJob:
     """The wish to save and stop comes while Slurm starts the trainer, or Python imports it."""
     job = at.launch("asked_early")
-    job.wait_for(lambda: bool(starting(job)), "no trainer", every=0.02)
+    job.wait_for(lambda: bool(job.starting()), "no trainer", every=0.02)
     job.folder.stop_file.touch()
     at.lab.run(["scancel", "--batch", "--signal=USR1", str(job.job_id)])
     job.wait_over()
@@ -306,7 +281,6 @@ def test_time_limit_missed(jobs: dict[str, Future[LaunchedJob]]) -> None:
 def test_rank_stalls(jobs: dict[str, Future[LaunchedJob]]) -> None:
     """One rank of two hangs, the other waits for it: both stacks are written, and the run goes on."""
     job = jobs["rank_stalls"].result()
-    assert job.ends() == [("stalled", "requeue"), ("finished", "finished")] and job.attempts()[0].code == 76
     within_bound(job)
     stacks = stacks_of(job)
     assert re.findall(r"^==== pid .*: rank (\d)$", stacks, re.MULTILINE) == ["0", "1"]
@@ -321,7 +295,6 @@ def test_rank_stalls(jobs: dict[str, Future[LaunchedJob]]) -> None:
 def test_node_freezes(jobs: dict[str, Future[LaunchedJob]]) -> None:
     """Only the watchdog, a process of its own, can see that the supervisor hangs as well."""
     job = jobs["node_freezes"].result()
-    assert job.ends() == [("stalled", "requeue"), ("finished", "finished")]
     within_bound(job)
     stacks = stacks_of(job)
     assert "rank 0" in stacks and "supervisor.py" in stacks and "worker.py" in stacks
@@ -396,7 +369,13 @@ def test_nothing_is_left_on_nodes(at: Place, jobs: dict[str, Future[LaunchedJob]
 
 
 def within_bound(job: LaunchedJob) -> None:
-    """The watchdog's word comes at the first look past its bound; it allows for looks that came late."""
+    """The watchdog's word comes at the first look past its bound; it allows for looks that came late.
+
+    On a machine too busy for its bound it may end a further attempt.
+    """
+    *stalled, last = job.ends()
+    assert stalled and {*stalled} == {("stalled", "requeue")} and last == ("finished", "finished")
+    assert job.attempts()[0].code == 76
     log = job.log("watchdog.log")
     told = re.search(
         r"not moved for (\d+) s after step \d+, .*the bound is (\d+) s: 2 x the median step", log

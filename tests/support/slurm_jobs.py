@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +45,7 @@ class LaunchedJob:
     @property
     def folder(self) -> JobFolder:
         """Where the job keeps its records."""
-        return JobFolder(self.run_dir, self.job_id)
+        return JobFolder(self.run_dir, str(self.job_id))
 
     @property
     def output(self) -> str:
@@ -129,6 +132,19 @@ class LaunchedJob:
         }
         return {node: processes for node, processes in found.items() if processes}
 
+    def ranks(self) -> list[NodeProcess]:
+        """The processes that train in the local engine, by rank."""
+        found = [process for process in self._all_processes() if "--rank" in process.argv]
+        return sorted(found, key=lambda process: int(process.argv[process.argv.index("--rank") + 1]))
+
+    def drivers(self) -> list[NodeProcess]:
+        """The process of `thinkprune train` or `prune`, once it runs."""
+        return [p for p in self._all_processes() if p.argv[1:3] == ("-m", "nemo_thinkprune")]
+
+    def starting(self) -> list[NodeProcess]:
+        """The driver, or the srun that is about to start it."""
+        return [p for p in self._all_processes() if {"nemo_thinkprune", str(self.run_dir)} <= {*p.argv}]
+
     def files(self) -> list[str]:
         """What is left of the job's own folders on the nodes that run."""
         mark = f"thinkprune-{self.job_id}-"
@@ -143,6 +159,9 @@ class LaunchedJob:
                 left = {node: [p.argv for p in found] for node, found in processes.items()}
                 raise AssertionError(f"left of job {self.job_id}: {left}, {self.files()}\n{self.told()}")
             time.sleep(0.2)
+
+    def _all_processes(self) -> list[NodeProcess]:
+        return [process for processes in self.processes().values() for process in processes]
 
     def _said_end(self) -> bool:
         return any(name in LAST_EVENTS for _, name, _ in self.events())
@@ -162,6 +181,13 @@ def launch(
     found = re.search(r"^Job: +(\d+)", said, re.MULTILINE)
     assert found, said
     return LaunchedJob(lab, int(found[1]), run_dir)
+
+
+def send(processes: Iterable[NodeProcess], number: signal.Signals) -> None:
+    """Send a signal to each of the processes that still run."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def last_step(run_dir: Path) -> int:
