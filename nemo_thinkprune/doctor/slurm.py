@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
+from nemo_thinkprune.launch.slurm import parse_version, version_problem
 from nemo_thinkprune.launch.slurm_job import seconds
 
 _PATIENCE_S = 20.0
@@ -69,6 +70,13 @@ def judge_slurm(facts: SlurmFacts, *, nodes: int | None, time: str | None) -> It
     yield from found
     if not found:
         yield ok("Slurm", f"{facts.version}, partition {facts.partition}, {_states(facts)}")
+
+
+def judge_version(facts: SlurmFacts) -> Iterator[Finding]:
+    """A finding where this Slurm is too old for the jobs of `thinkprune launch`."""
+    if why := version_problem(parse_version(facts.version)):
+        remedy = "use a cluster with a later one; on one node, `thinkprune train` in a job of your own does without"
+        yield problem("Slurm version", why, remedy)
 
 
 def _partition(facts: SlurmFacts, nodes: int | None) -> Iterator[Finding]:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from nemo_thinkprune.recipe.errors import UserError
 
+OLDEST = (22, 5)
+"""The first release in which steps of a job share its memory and GPUs (``srun --overlap``)."""
+
 SCRIPT_NAME = "launch.sbatch"
 CALL_TIMEOUT_S = 30.0
 _OVER = {
@@ -92,6 +95,32 @@ def parse_job_id(text: str) -> int | None:
     if re.fullmatch(r"\d{1,10}[_+.](\w+|\*|\[.*\])", text):
         raise UserError(f"{text} is one part of a job: give the id of a job of `thinkprune launch`, a number")
     return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
+
+
+def slurm_version() -> tuple[int, int] | None:
+    """The release of Slurm here, such as (22, 5); None when it does not tell.
+
+    Raises:
+        SlurmUnavailable: there is no Slurm here, or it does not answer.
+    """
+    return parse_version(_call(["sbatch", "--version"]).stdout)
+
+
+def parse_version(text: str) -> tuple[int, int] | None:
+    """Year and month of a release in what Slurm's commands print for ``--version``, such as "slurm 24.11.0"."""
+    match = re.search(r"\b(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def version_problem(version: tuple[int, int] | None) -> str:
+    """Why a job cannot run with that release of Slurm; empty where it can, or where the release is not known."""
+    if version is None or version >= OLDEST:
+        return ""
+    (year, month), (first_year, first_month) = version, OLDEST
+    return (
+        f"Slurm {year}.{month:02} is too old: steps of a job share its memory and GPUs (srun --overlap) "
+        f"since {first_year}.{first_month:02}"
+    )
 
 
 def submit(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nemo_thinkprune.doctor.findings import Finding, Level, merged, note, ok, problem
-from nemo_thinkprune.doctor.slurm import SlurmFacts, judge_slurm
+from nemo_thinkprune.doctor.slurm import SlurmFacts, judge_slurm, judge_version
 from nemo_thinkprune.doctor.table import show
 
 FOUND = [
@@ -79,3 +79,10 @@ def test_what_slurm_does_to_jobs() -> None:
     assert found(closed, 1).level == Level.PROBLEM
     assert "gpu, cpu" in found(replace(SLURM, partition="gpus"), 1).found
     assert "scontrol ping" in found(replace(SLURM, problem="Unable to contact slurm controller")).remedy
+
+
+def test_a_slurm_whose_steps_do_not_share_is_a_problem() -> None:
+    (one,) = judge_version(replace(SLURM, version="slurm-wlm 21.08.8-2"))
+    assert one.level == Level.PROBLEM and "Slurm 21.08 is too old" in one.found and "since 22.05" in one.found
+    for version in ("slurm-wlm 22.05.8", "slurm 24.11.0", "a fork", ""):
+        assert list(judge_version(replace(SLURM, version=version))) == []

@@ -72,6 +72,36 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> None:
     time.tzset()
 
 
+@pytest.mark.parametrize(
+    ("text", "version", "runs"),
+    [
+        ("slurm-wlm 22.05.8", (22, 5), True),
+        ("slurm 24.11.0", (24, 11), True),
+        ("slurm 25.05.1-1\n", (25, 5), True),
+        ("slurm 23.02.0-0rc1", (23, 2), True),
+        ("slurm-wlm 21.08.8-2", (21, 8), False),
+        ("slurm 20.11.9", (20, 11), False),
+        ("something else", None, True),
+    ],
+)
+def test_releases_of_slurm(
+    text: str, version: tuple[int, int] | None, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\n[ \"$*\" = --version ] && echo '{text}'\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queries.slurm_version() == version
+    told = queries.version_problem(version)
+    assert (told == "") == runs and (runs or "since 22.05" in told)
+
+
+def test_without_slurm_there_is_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(queries.SlurmUnavailable, match="sbatch is not on this machine"):
+        queries.slurm_version()
+
+
 def test_a_running_job_is_read_whatever_its_name_and_comment_hold(utc: None) -> None:
     info = queries.parse_show_job(RUNNING, 1)
     assert (info.job_id, info.name, info.state, info.reason) == (1, "my job JobState=X", "RUNNING", None)
