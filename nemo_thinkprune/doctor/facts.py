@@ -24,7 +24,7 @@ class Question:
     port: int = 0
     asker: str = ""
     startup_s: float = 60.0
-    patience_s: float = 20.0
+    patience_s: float = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,10 @@ class FoundNemoRL:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node as such.  Limits are -1 for unlimited; `variables` are names, never values."""
+    """A node as such.  Limits are -1 for unlimited; `variables` are names, never values.
+
+    `is_shared`: a job of Slurm has but some of its processors, so that other jobs may use the rest of it.
+    """
 
     hostname: str = ""
     user: str = ""
@@ -74,6 +77,7 @@ class Host:
     may_trace: bool = True
     netrc: bool = False
     hub_token: bool = False
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Gpu:
     memory_total: int = -1
     memory_used: int = -1
     ecc_errors: int = -1
+    uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

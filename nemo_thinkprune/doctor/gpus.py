@@ -8,7 +8,7 @@ import subprocess
 
 from nemo_thinkprune.doctor.facts import Gpu, Gpus
 
-_FIELDS = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total,driver_version"
+_FIELDS = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total,driver_version,uuid"
 _PATIENCE_S = 60.0  # without persistence mode the driver starts for every call
 
 
@@ -36,8 +36,8 @@ def read_table(text: str) -> tuple[list[Gpu], str]:
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(_FIELDS.split(",")) or not cells[0].isdecimal():
             continue
-        numbers = [int(cell) if cell.isdecimal() else -1 for cell in cells[2:5]]
-        devices.append(Gpu(int(cells[0]), cells[1], *numbers))
+        total, used, errors = (int(cell) if cell.isdecimal() else -1 for cell in cells[2:5])
+        devices.append(Gpu(int(cells[0]), cells[1], total, used, errors, cells[6]))
         driver = cells[5]
     return devices, driver
 

@@ -60,6 +60,7 @@ def host_facts(*, nemo_rl_root: Path | None, scratch: str) -> Host:
         may_trace=_may_trace(),
         netrc=Path(os.environ.get("NETRC") or Path.home() / ".netrc").exists(),
         hub_token=_hub_token(),
+        is_shared=_is_shared(),
     )
 
 
@@ -185,6 +186,12 @@ def _has_capability(number: int) -> bool:
         return False
     match = re.search(r"^CapEff:\s+([0-9a-f]+)", text, re.MULTILINE)
     return match is not None and bool(int(match[1], 16) >> number & 1)
+
+
+def _is_shared() -> bool:
+    """Whether a job of Slurm's, in which this runs, has but some of the processors of this machine."""
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return given.isdecimal() and int(given) < (os.cpu_count() or 1)
 
 
 def _hub_token() -> bool:

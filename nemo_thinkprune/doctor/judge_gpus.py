@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nemo_thinkprune.doctor.facts import Gpus, NodeFacts
+from nemo_thinkprune.doctor.facts import Gpu, Gpus, NodeFacts
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
 from nemo_thinkprune.doctor.hostlist import fold
 from nemo_thinkprune.doctor.needs import Needs
@@ -19,6 +19,7 @@ def judge_gpus(nodes: Sequence[NodeFacts], needs: Needs, *, is_login: bool) -> I
         return
     for one in nodes:
         yield from _of_node(one.gpus, one.node, needs.gpus, is_login=is_login)
+        yield from _health(one.gpus, one.node, is_ours=not (is_login or one.host.is_shared))
     for what, value in (("driver", lambda g: g.driver), ("CUDA of the driver", lambda g: g.cuda),
                         ("GPU", lambda g: ", ".join(sorted({d.name for d in g.devices})))):  # fmt: skip
         groups: dict[str, list[str]] = {}
@@ -43,9 +44,7 @@ def _of_node(gpus: Gpus, node: str, wanted: int | None, *, is_login: bool) -> It
         if is_login:
             yield note("GPUs", found, _ASK, node)
         else:
-            remedy = (
-                f"ask Slurm for them (--gpus-per-node={wanted}) or set cluster.gpus_per_node={count or 1}"
-            )
+            remedy = f"ask Slurm for them (--gres=gpu:{wanted}) or set cluster.gpus_per_node={count or 1}"
             yield problem("GPUs", found, remedy, node)
     elif count > wanted:
         yield note(
@@ -53,12 +52,20 @@ def _of_node(gpus: Gpus, node: str, wanted: int | None, *, is_login: bool) -> It
         )
     else:
         yield ok("GPUs", _what(gpus, count), node)
-    for gpu in gpus.devices:
-        if gpu.memory_used > _IDLE_MIB:
-            yield problem(
+
+
+def _health(gpus: Gpus, node: str, *, is_ours: bool) -> Iterator[Finding]:
+    """Of the GPUs that a run would use here; `is_ours`: nobody else is to use any of them."""
+    for gpu in visible_devices(gpus):
+        used = f"GPU {gpu.index}: {gpu.memory_used / 1024:.1f} GiB are in use"
+        if gpu.memory_used > _IDLE_MIB and is_ours:
+            remedy = "look who uses it (nvidia-smi), end it, or leave the node out (--exclude)"
+            yield problem("GPUs", f"{used} before the run", remedy, node)
+        elif gpu.memory_used > _IDLE_MIB:
+            yield note(
                 "GPUs",
-                f"GPU {gpu.index}: {gpu.memory_used / 1024:.1f} GiB are in use before the run",
-                "look who uses it (nvidia-smi), end it, or leave the node out (--exclude)",
+                f"{used}, perhaps by another job: this node is shared",
+                "look who uses it (nvidia-smi); with --sbatch=--exclusive the nodes asked are nobody else's",
                 node,
             )
         if gpu.ecc_errors > 0:
@@ -81,6 +88,21 @@ def visible_count(gpus: Gpus) -> int:
             break
         count += 1
     return min(count, len(gpus.devices))
+
+
+def visible_devices(gpus: Gpus) -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names by their numbers or identifiers; parts of one (MIG) are none."""
+    if gpus.visible is None:
+        return gpus.devices
+    names = [name.strip() for name in gpus.visible.split(",")]
+    return [
+        gpu
+        for gpu in gpus.devices
+        if any(
+            name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
+            for name in names
+        )
+    ]
 
 
 def _what(gpus: Gpus, count: int) -> str:

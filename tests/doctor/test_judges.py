@@ -21,7 +21,7 @@ from nemo_thinkprune.doctor.facts import (
 )
 from nemo_thinkprune.doctor.findings import Finding, Level
 from nemo_thinkprune.doctor.judge_folders import RUN, judge_folders, judge_space
-from nemo_thinkprune.doctor.judge_gpus import judge_gpus, visible_count
+from nemo_thinkprune.doctor.judge_gpus import judge_gpus, visible_count, visible_devices
 from nemo_thinkprune.doctor.judge_machine import judge_machine
 from nemo_thinkprune.doctor.judge_network import judge_clocks, judge_network
 from nemo_thinkprune.doctor.judge_software import judge_software
@@ -181,6 +181,36 @@ def test_gpus_of_nodes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("visible", "indexes"),
+    [
+        (None, [0, 1]),
+        ("1", [1]),
+        ("", []),
+        ("-1", []),
+        ("GPU-b", [1]),
+        ("GPU-b7,GPU-a5", [0, 1]),
+        ("MIG-a", []),
+    ],
+)
+def test_gpus_that_are_looked_at_are_those_of_the_job(visible: str | None, indexes: list[int]) -> None:
+    devices = [Gpu(0, "H100", uuid="GPU-a5c1"), Gpu(1, "H100", uuid="GPU-b7d2")]
+    assert [gpu.index for gpu in visible_devices(Gpus(devices, visible=visible))] == indexes
+
+
+def test_memory_that_another_job_may_use_is_no_problem() -> None:
+    busy = Gpus([Gpu(0, "H100", 81559, 60000, 2), Gpu(1, "H100", 81559, 50000, 0)], "550.1", visible="1")
+    one = replace(CLUSTER, gpus=1)
+    (found,) = [item for item in judge_gpus([node("n1", gpus=busy)], one, is_login=False) if item.level]
+    assert (
+        found.level == Level.PROBLEM and "GPU 1: 48.8 GiB" in found.found
+    )  # the first one is not this run's
+    shared = node("n1", gpus=busy, host=replace(HOST, is_shared=True))
+    (found,) = [item for item in judge_gpus([shared], one, is_login=False) if item.level]
+    assert found.level == Level.NOTE and "another job" in found.found and "--exclusive" in found.remedy
+    assert bad(judge_gpus([node("login", gpus=busy)], one, is_login=True)) == [(Level.NOTE, "GPUs", "login")]
+
+
+@pytest.mark.parametrize(
     ("offset", "level"), [(0.2, None), (-0.9, None), (1.5, Level.NOTE), (-7.2, Level.PROBLEM)]
 )
 def test_clocks_against_the_first_node(offset: float, level: Level | None) -> None:
@@ -251,6 +281,17 @@ def test_locks_that_other_nodes_do_not_see() -> None:
     assert (Level.NOTE, RUN, "n1") in bad(judge_folders(nodes, here, CLUSTER))
     nodes, here = sharing(login=folder("/x", both), n1=folder("/x", both, lock="Function not implemented"))
     assert (Level.PROBLEM, RUN, "n1") in bad(judge_folders(nodes, here, CLUSTER))
+
+
+def test_a_shared_folder_without_locks_is_shared_all_the_same() -> None:
+    """Lustre without -o flock: nobody can lock, not even who asks."""
+    both, error = ["login", "n1"], "Function not implemented"
+    nodes, here = sharing(**{name: folder("/x", both, lock=error) for name in both})
+    (found,) = [one for one in judge_folders(nodes, here, CLUSTER) if one.level == Level.PROBLEM]
+    assert found.where == ("login", "n1") and "flock does not work: Function not implemented" in found.found
+    assert "-o flock" in found.remedy and "not shared" not in found.found
+    nodes, here = sharing(**{name: folder("/x", both, lock=error, label="HF_HOME") for name in both})
+    assert bad(judge_folders(nodes, here, CLUSTER)) == []  # nothing locks there that a run needs
 
 
 def test_files_of_a_recipe() -> None:
