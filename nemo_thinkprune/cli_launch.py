@@ -42,6 +42,9 @@ SecretsFile = Annotated[
 Setup = Annotated[
     list[str] | None, typer.Option("--setup", metavar="LINE", help="Shell before all else; may be repeated.")
 ]
+Sbatch = Annotated[
+    list[str] | None, typer.Option("--sbatch", metavar="--OPTION=X", help="For sbatch; may be repeated.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the script and do nothing.")]
 
 
@@ -81,9 +84,7 @@ def slurm(
     scratch: Scratch = "/tmp",
     secrets: SecretsFile = None,
     setup: Setup = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", metavar="--OPTION=X", help="For sbatch; may be repeated.")
-    ] = None,
+    sbatch: Sbatch = None,
     dry_run: DryRun = False,
 ) -> None:
     """Submit a recipe to Slurm: survives lost nodes, time limits and stalls."""
@@ -221,6 +222,7 @@ def doctor(
     nemo_rl_root: NemoRlRoot = None,
     scratch: Scratch = "/tmp",
     secrets: SecretsFile = None,
+    sbatch: Sbatch = None,
 ) -> None:
     """Look for what would break a run, before GPU hours are spent."""
     from nemo_thinkprune.doctor.commands import Request
@@ -231,7 +233,7 @@ def doctor(
         recipe=recipe, overrides=tuple(overrides or ()), engine=EngineChoice(engine.value, nemo_rl_root, on_cpu),
         run_dir=run_dir, nodes=nodes, gpus_per_node=gpus_per_node, rounds=rounds, partition=partition,
         account=account, time=time, container=container, mounts=tuple(mounts or ()), scratch=scratch,
-        secrets=secrets,
+        secrets=secrets, sbatch=tuple(sbatch or ()),
     )  # fmt: skip
     if examine(request, say=partial(typer.echo, err=True)):
         raise typer.Exit(2)

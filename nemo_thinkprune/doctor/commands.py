@@ -28,7 +28,7 @@ from nemo_thinkprune.doctor.judge_software import judge_software
 from nemo_thinkprune.doctor.needs import Needs, needs_of
 from nemo_thinkprune.doctor.node import node_facts, this_node
 from nemo_thinkprune.doctor.reach import Answers, Placement, Say, ask_nodes
-from nemo_thinkprune.doctor.slurm import SlurmFacts, judge_slurm, slurm_facts
+from nemo_thinkprune.doctor.slurm import SlurmFacts, judge_slurm, judge_version, slurm_facts
 from nemo_thinkprune.doctor.table import show
 from nemo_thinkprune.launch.secrets import read_secrets
 from nemo_thinkprune.recipe.check_files import check_files
@@ -46,8 +46,9 @@ class Request:
     """What is to be examined: a recipe on this machine, or on `nodes` nodes of a Slurm cluster.
 
     `rounds`: room on disk for all rounds of `thinkprune prune`; `time` as Slurm writes it; `scratch` is the
-    folder of each node in which a job makes its private one; `wait_s`, `startup_s` and `patience_s` are seconds
-    to wait for an allocation, for the nodes to start, and for a file to be seen by others.
+    folder of each node in which a job makes its private one; `sbatch` are a job's further options for sbatch;
+    `wait_s`, `startup_s` and `patience_s` are seconds to wait for an allocation, for the nodes to start, and for a
+    file to be seen by others, which NFS may keep from them for a minute.
     """
 
     recipe: str | None = None
@@ -62,11 +63,12 @@ class Request:
     time: str | None = None
     container: str | None = None
     mounts: tuple[str, ...] = ()
+    sbatch: tuple[str, ...] = ()
     scratch: str = "/tmp"
     secrets: Path | None = None
     wait_s: float = 600.0
     startup_s: float = 60.0
-    patience_s: float = 20.0
+    patience_s: float = 75.0
 
 
 def doctor(request: Request, *, stream: TextIO | None = None, say: Say = lambda text: None) -> int:
@@ -95,7 +97,7 @@ def examine(
     yield from _secrets(request, environment)
     inside = "SLURM_JOB_ID" in environment
     slurm = slurm_facts(request.partition)
-    found = [] if slurm is None or inside or not _asks_slurm(request) else [*_slurm(slurm, request)]
+    found = [] if slurm is None else [*_slurm(slurm, request, inside=inside)]
     yield from found
     question = _question(request, needs, environment)
     if request.nodes is None:
@@ -116,8 +118,11 @@ def _asks_slurm(request: Request) -> bool:
     return bool(request.nodes or request.partition or request.time)
 
 
-def _slurm(slurm: SlurmFacts, request: Request) -> Iterator[Finding]:
-    return judge_slurm(slurm, nodes=request.nodes, time=request.time)
+def _slurm(slurm: SlurmFacts, request: Request, *, inside: bool) -> Iterator[Finding]:
+    if _asks_slurm(request) or request.engine.name == "nemo-rl":
+        yield from judge_version(slurm)
+    if _asks_slurm(request) and not inside:
+        yield from judge_slurm(slurm, nodes=request.nodes, time=request.time)
 
 
 def _asked_nodes(
@@ -209,7 +214,7 @@ def _ask(
     host = host_facts(nemo_rl_root=root, scratch=request.scratch)
     placement = Placement(
         request.nodes or 1, gpus, request.partition, request.account, request.container, request.mounts,
-        request.wait_s,
+        request.sbatch, request.wait_s,
     )  # fmt: skip
     canaries = [
         Canary(label=label, folder=folder, token=question.token, node=question.asker)
@@ -286,28 +291,38 @@ def _closing(request: Request, problems: int) -> str:
         count = f"{problems} problems" if problems > 1 else "A problem"
         again = shlex.join(["thinkprune", "doctor", *options])
         return f"{count}.  Put right what stands above, then ask again: {again}"
+    nodes = [] if request.nodes is not None else ["--nodes", "N"]
     if request.recipe is None:
-        return "No problems.  Next: thinkprune doctor RECIPE [--nodes N]"
-    if request.nodes is not None or (request.engine.name == "nemo-rl" and shutil.which("sbatch")):
-        nodes = [] if request.nodes is not None else ["--nodes", "N"]
+        return f"No problems.  Next: {shlex.join(['thinkprune', 'doctor', 'RECIPE', *options])}"
+    asks_slurm = _asks_slurm(request) or request.account or request.container or request.sbatch
+    if asks_slurm or (request.engine.name == "nemo-rl" and shutil.which("sbatch")):
         return f"No problems.  Next: {shlex.join(['thinkprune', 'launch', 'slurm', *options, *nodes])}"
     verb = "prune" if request.rounds else "train"
-    words = [word for word in options if word != "--rounds"]
-    return f"No problems.  Next: {shlex.join(['thinkprune', verb, *words])}"
+    return f"No problems.  Next: {shlex.join(['thinkprune', verb, *_run_options(request, _sizes(request))])}"
 
 
 def _options(request: Request) -> list[str]:
     """The words of the command line that lead to this request."""
-    words = [*([request.recipe] if request.recipe else []), *request.overrides]
+    given = {
+        "--nodes": request.nodes, "--gpus-per-node": request.gpus_per_node, "--partition": request.partition,
+        "--account": request.account, "--time": request.time, "--container": request.container,
+        "--secrets": request.secrets, "--scratch": None if request.scratch == "/tmp" else request.scratch,
+    }  # fmt: skip
+    words = [*_run_options(request), *_words(given)]
+    words += [word for mount in request.mounts for word in ("--mounts", mount)]
+    words += [f"--sbatch={option}" for option in request.sbatch]
+    return [*words, *(["--rounds"] if request.rounds else [])]
+
+
+def _run_options(request: Request, sizes: Sequence[str] = ()) -> list[str]:
+    """Those words that `thinkprune train` takes, too; the engine always, since not all verbs have the same default."""
     engine = request.engine
     given = {
-        "--engine": engine.name if request.recipe else None, "--nemo-rl-root": engine.nemo_rl_root,
-        "--run-dir": request.run_dir, "--nodes": request.nodes, "--gpus-per-node": request.gpus_per_node,
-        "--partition": request.partition, "--account": request.account, "--time": request.time,
-        "--container": request.container, "--secrets": request.secrets,
+        "--engine": engine.name, "--nemo-rl-root": engine.nemo_rl_root, "--run-dir": request.run_dir,
     }  # fmt: skip
-    for name, value in given.items():
-        words += [name, str(value)] if value is not None else []
-    words += [word for mount in request.mounts for word in ("--mounts", mount)]
-    flags = {"--on-cpu": engine.on_cpu, "--rounds": request.rounds}
-    return [*words, *(name for name, is_given in flags.items() if is_given)]
+    words = [*([request.recipe] if request.recipe else []), *request.overrides, *sizes, *_words(given)]
+    return [*words, *(["--on-cpu"] if engine.on_cpu else [])]
+
+
+def _words(given: Mapping[str, object]) -> list[str]:
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]

@@ -17,7 +17,9 @@ from nemo_thinkprune.recipe.files import write_atomic
 
 _LOCK = "lock"
 _SEEN = ".seen"
+_LOOK = ".look"
 _POLL_S = 0.2
+_REFRESH_S = 1.0
 
 
 class Canary:
@@ -30,6 +32,8 @@ class Canary:
         self.problem = ""
         self._token, self._node = token, node
         self._lock: int | None = None
+        self._lock_problem = ""
+        self._refreshed = time.monotonic()
 
     def write(self, port: int) -> None:
         """Write aside, sync and rename, as checkpoints are; `problem` says what did not work."""
@@ -44,20 +48,24 @@ class Canary:
             self.problem = f"cannot be written: {error.strerror or error}"
 
     def hold_lock(self) -> None:
-        """Keep a file locked until `remove`, so that other nodes can see whether they notice."""
+        """Keep a file locked until `remove`, so that other nodes can see whether they notice.
+
+        That it cannot be locked is told as the facts' `lock`: the folder may be shared all the same.
+        """
         if self.problem:
             return
         try:
             self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self.problem = f"flock does not work: {error.strerror or error}"
+            self._lock_problem = error.strerror or str(error)
 
     def seen(self) -> dict[str, int]:
         """The nodes whose files are here, with the ports that they listen on."""
         found = {}
+        self._refresh()
         with suppress(OSError):
-            # listing asks a network file system anew; looking for a name may be answered from memory
+            # looking for a name may be answered from memory where a listing is asked for anew
             for name in os.listdir(self.folder):
                 if not name.endswith(".json"):
                     continue
@@ -93,7 +101,7 @@ class Canary:
             self.problem,
             file_system(self.parent),
             seen,
-            self._other_lock() if asker in seen and not self.problem else "unknown",
+            self._lock_problem or (self._other_lock() if asker in seen and not self.problem else "unknown"),
             space(str(self.parent)),
         )
 
@@ -114,6 +122,20 @@ class Canary:
         """Remove the folder with whatever nodes that died have left in it."""
         self.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _refresh(self) -> None:
+        """Make and remove a file: a network file system then forgets what it remembers of the folder.
+
+        NFS keeps a listing for up to a minute (acdirmax), unless this machine changes the folder itself.
+        """
+        if self.problem or time.monotonic() < self._refreshed + _REFRESH_S:
+            return
+        self._refreshed = time.monotonic()
+        name = self.folder / f"{self._node}{_LOOK}"
+        with suppress(OSError):
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644))
+        with suppress(OSError):
+            os.unlink(name)
 
     def _other_lock(self) -> str:
         try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,12 +30,20 @@ _FACTS = TypeAdapter(NodeFacts)
 _END_S = 10.0
 _ANSWER_S = 180.0  # beyond what the question itself allows: a first import from a slow file system
 _MINUTES = 10
+# Options for sbatch that say nothing about nodes, that srun does not know, or that are the doctor's own to give.
+_NOT_FOR_SRUN = {
+    "--array", "--batch", "--begin", "--deadline", "--dependency", "--error", "--export", "--export-file",
+    "--get-user-env", "--hold", "--ignore-pbs", "--input", "--job-name", "--mail-type", "--mail-user", "--no-requeue",
+    "--nodes", "--ntasks", "--ntasks-per-node", "--open-mode", "--output", "--parsable", "--quiet", "--requeue",
+    "--signal", "--test-only", "--time", "--wait", "--wrap",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Which nodes, and how a program is started there; what is None is left to Slurm.
 
+    `sbatch`: a job's further options for sbatch, of which those are taken that choose nodes, as --qos=high;
     `wait_s`: seconds to wait for an allocation.
     """
 
@@ -44,6 +53,7 @@ class Placement:
     account: str | None = None
     container: str | None = None
     mounts: tuple[str, ...] = ()
+    sbatch: tuple[str, ...] = ()
     wait_s: float = 600.0
 
 
@@ -83,15 +93,16 @@ def srun_command(question: Question, placement: Placement, *, inside: bool) -> l
     count = placement.nodes
     options = [
         f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--label", "--kill-on-bad-exit=0",
-        "--wait=0", "--mpi=none", "--cpu-bind=none", "--job-name=thinkprune-doctor",
+        "--wait=0", "--mpi=none", "--export=ALL", "--cpu-bind=none", "--job-name=thinkprune-doctor",
     ]  # fmt: skip
     if inside:
         options.append("--overlap")
     else:
         given = {"partition": placement.partition, "account": placement.account}
         options += [f"--{name}={value}" for name, value in given.items() if value]
-        options += [f"--gpus-per-node={placement.gpus_per_node}"] if placement.gpus_per_node else []
+        options += [f"--gres=gpu:{placement.gpus_per_node}"] if placement.gpus_per_node else []
         options.append(f"--time={_MINUTES}")
+        options += _for_srun(placement.sbatch)
     if placement.container:
         options += [f"--container-image={placement.container}", "--no-container-mount-home"]
         options += [f"--container-mounts={','.join(placement.mounts)}"] if placement.mounts else []
@@ -99,6 +110,17 @@ def srun_command(question: Question, placement: Placement, *, inside: bool) -> l
     if placement.container:  # its own Python, and this program as a job would find it there
         start = ["env", f"PYTHONPATH={launchers_folder().parent}", "python"]
     return ["srun", *options, *start, "-m", "nemo_thinkprune.doctor.node", json.dumps(asdict(question))]
+
+
+def _for_srun(options: Iterable[str]) -> Iterator[str]:
+    """The words of those options of sbatch that srun is to have as well; each may be ``--name=value`` or two words."""
+    for option in options:
+        try:
+            words = shlex.split(option)
+        except ValueError:  # a quote that does not end
+            words = [option]
+        if words and words[0].partition("=")[0] not in _NOT_FOR_SRUN:
+            yield from words
 
 
 def read_answers(texts: Mapping[str, bytes]) -> list[NodeFacts]:

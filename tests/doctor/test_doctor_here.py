@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -10,14 +12,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.model_config import ModelConfig
+from nemo_thinkprune.doctor import folders
 from nemo_thinkprune.doctor.commands import Request, doctor
-from nemo_thinkprune.doctor.folders import Canary, file_system
+from nemo_thinkprune.doctor.facts import Question
+from nemo_thinkprune.doctor.folders import Canary, file_system, wait_for
 from nemo_thinkprune.doctor.gpus import gpu_facts
 from nemo_thinkprune.doctor.host import host_facts
 from nemo_thinkprune.doctor.network import listening_ports, proxied
@@ -111,8 +116,8 @@ def test_what_nvidia_smi_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     program.write_text(
         '#!/bin/sh\nif [ $# = 0 ]; then echo "| NVIDIA-SMI 550.54  CUDA Version: 12.4 |"; exit; fi\n'
         'echo "warning: persistence mode is off"\n'
-        'echo "0, NVIDIA H100 80GB HBM3, 81559, 4, 0, 550.54"\n'
-        'echo "1, NVIDIA H100 80GB HBM3, 81559, 60000, [N/A], 550.54"\n'
+        'echo "0, NVIDIA H100 80GB HBM3, 81559, 4, 0, 550.54, GPU-a5"\n'
+        'echo "1, NVIDIA H100 80GB HBM3, 81559, 60000, [N/A], 550.54, GPU-b7"\n'
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -120,6 +125,7 @@ def test_what_nvidia_smi_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     facts = gpu_facts()
     assert [(gpu.memory_used, gpu.ecc_errors) for gpu in facts.devices] == [(4, 0), (60000, -1)]
     assert (facts.driver, facts.cuda, facts.visible, facts.problem) == ("550.54", "12.4", "1", "")
+    assert [gpu.uuid for gpu in facts.devices] == ["GPU-a5", "GPU-b7"]
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed: no driver'\nexit 9\n")
     assert "no driver" in gpu_facts().problem
     program.unlink()
@@ -182,6 +188,79 @@ def test_a_lock_of_another_is_noticed(tmp_path: Path) -> None:
     asker._lock = None
     assert node.facts("login").lock == "local"
     asker.clear()
+
+
+def test_a_folder_without_locks_is_told_as_that_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    asker = Canary(label="x", folder=str(tmp_path), token="t", node="login")
+    asker.write(0)
+    asker.hold_lock()
+    facts = asker.facts("login")
+    assert (facts.problem, facts.lock, facts.seen) == ("", "Function not implemented", ["login"])
+    asker.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_a_network_file_system_does_not_show_at_once_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does, a listing stays what it was until this machine changes the folder itself."""
+    listed: dict[str, list[str]] = {}
+    list_now, unlink_now = os.listdir, os.unlink
+
+    def unlink(path: str | Path, **options: int) -> None:
+        unlink_now(path, **options)
+        listed.pop(os.path.dirname(path), None)
+
+    mine, other = (Canary(label="x", folder=str(tmp_path), token="t", node=name) for name in ("n1", "n2"))
+    mine.write(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "_REFRESH_S", 0.1)
+        patched.setattr(os, "listdir", lambda path: listed.setdefault(str(path), list_now(path)))
+        patched.setattr(os, "unlink", unlink)
+        assert set(mine.seen()) == {"n1"}
+        other.write(2)
+        assert set(mine.seen()) == {"n1"}
+        time.sleep(0.1)
+        wait_for([mine], {"n2"}, asker="", until=time.monotonic() + 20)
+        assert mine.seen() == {"n1": 1, "n2": 2}
+    assert sorted(item.name for item in mine.folder.iterdir()) == ["n1.json", "n2.json"]
+    mine.clear()
+
+
+def test_it_waits_longer_than_nfs_remembers_a_folder() -> None:
+    assert (
+        min(Request().patience_s, Question("t").patience_s) > 60 + 10
+    )  # acdirmax, and somebody else's writing
+
+
+def test_a_job_with_some_processors_shares_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    told = []
+    for given in ("8", "4", ""):
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
+        told.append(host_facts(nemo_rl_root=None, scratch="/tmp").is_shared)
+    assert told == [False, True, False]
+
+
+def test_the_next_command_is_one_that_can_be_typed(work: Path) -> None:
+    def closing(**request: object) -> str:
+        return ask(**request)[1].splitlines()[-1].partition("Next: ")[2]
+
+    assert closing() == "thinkprune doctor RECIPE --engine local"
+    assert closing(recipe="tiny-hf-cpu", gpus_per_node=2, scratch="/var/tmp", rounds=True) == (
+        "thinkprune prune tiny-hf-cpu cluster.gpus_per_node=2 --engine local"
+    )
+    asked = closing(recipe="tiny-hf-cpu", partition="gpu", sbatch=("--qos=high",), scratch="/var/tmp")
+    assert asked == (
+        "thinkprune launch slurm tiny-hf-cpu --engine local --partition gpu --scratch /var/tmp --sbatch=--qos=high "
+        "--nodes N"
+    )
 
 
 def test_the_file_system_of_a_folder() -> None:

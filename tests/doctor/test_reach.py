@@ -60,8 +60,28 @@ def test_inside_a_job_the_doctor_shares_what_the_job_has() -> None:
     inside = srun_command(question, Placement(2, partition="p", gpus_per_node=8), inside=True)
     assert "--overlap" in inside and not [word for word in inside if "partition" in word or "gpus" in word]
     outside = srun_command(question, Placement(2, partition="p", gpus_per_node=8), inside=False)
-    assert {"--partition=p", "--gpus-per-node=8", "--nodes=2", "--ntasks-per-node=1"} <= set(outside)
+    assert {"--partition=p", "--gres=gpu:8", "--nodes=2", "--ntasks-per-node=1"} <= set(outside)
+    for command in (inside, outside):
+        assert {"--mpi=none", "--export=ALL"} <= set(command)
     assert json.loads(outside[-1])["folders"] == {"run folder": "/shared"}
+
+
+def test_it_asks_for_the_nodes_that_the_job_will_have() -> None:
+    options = (
+        "--qos=high",
+        "--constraint h100",
+        "--comment='two words'",
+        "--output=/x",
+        "--requeue",
+        "--comment=it's",
+    )
+    placement = Placement(2, sbatch=options)
+    outside = srun_command(Question("tok"), placement, inside=False)
+    own = srun_command(Question("tok"), Placement(2), inside=False)
+    added = [word for word in outside if word not in own]
+    assert added == ["--qos=high", "--constraint", "h100", "--comment=two words", "--comment=it's"]
+    inside = srun_command(Question("tok"), placement, inside=True)
+    assert not set(added) & set(inside)  # the job has its nodes
 
 
 def test_a_container_has_its_own_python_and_finds_this_program() -> None:
