@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.shapes import Index
@@ -40,6 +41,11 @@ class WeightMap:
             table.copies[piece.tensor.name] = piece.copies
             table.hf.update(piece.hf)
         return table
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return sum(prod(shape) for shape in self.hf.values())
 
     def hf_names(self, name: str) -> list[str]:
         """The Hugging Face tensors that lie in the Megatron tensor, in the model's order."""

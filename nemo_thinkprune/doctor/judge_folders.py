@@ -28,7 +28,7 @@ def judge_folders(nodes: Sequence[NodeFacts], here: NodeFacts, needs: Needs) -> 
         told = {one.node: folder for one in everyone for folder in one.folders if folder.label == label}
         yield from _shared(label, told)
         yield from _locks(label, told)
-    yield from _files(nodes)
+    yield from _files(nodes, needs)
     for folder in here.folders:
         if folder.label == RUN:
             yield from judge_space(folder.space, needs.disk)
@@ -123,16 +123,17 @@ def _locks(label: str, told: dict[str, Folder]) -> Iterator[Finding]:
             )
 
 
-def _files(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
+def _files(nodes: Sequence[NodeFacts], needs: Needs) -> Iterator[Finding]:
     fine = []
     for label in dict.fromkeys(file.label for one in nodes for file in one.files):
         told = {one.node: file for one in nodes for file in one.files if file.label == label}
         path = next(iter(told.values())).path
         good = True
+        say, who = (note, "; only `prune` reads it") if label in needs.unread else (problem, "")
         for name, file in told.items():
             if file.problem:
                 good = False
-                yield problem(label, f"{path}: {file.problem}", _remedy(label), name)
+                yield say(label, f"{path}: {file.problem}{who}", _remedy(label), name)
         sizes: dict[int, list[str]] = {}
         for name, file in told.items():
             if not file.problem:
@@ -140,7 +141,7 @@ def _files(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:
         if len(sizes) > 1:
             good = False
             shown = "; ".join(f"{fold(names)} {number} bytes" for number, names in sizes.items())
-            yield problem(label, f"{path} is not the same file on all nodes: {shown}", "use a shared folder")
+            yield say(label, f"{path} is not the same file on all nodes: {shown}{who}", "use a shared folder")
         if good:
             fine.append(label)
     if fine:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
@@ -21,6 +20,7 @@ from nemo_thinkprune.recipe.support import datasets
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MASTER_AND_MOMENTS = 12
+_OF_ROUNDS = "thinkprune.report_data"
 _MOST_STEPS = 10_000  # a larger grpo.max_num_steps only means: as many as the data gives
 _IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])")
 
@@ -48,7 +48,8 @@ class Needs:
     """What is to be looked for.
 
     `gpus` a node: 0 for a run on CPUs, None when it takes what there is; `paths` are files and folders by the
-    names of their keys; `hub` are names that only the hub has; `is_cluster`: NeMo-RL's own GPU workers.
+    names of their keys, of which this run does without those in `unread`; `hub` are names that only the hub has;
+    `is_cluster`: NeMo-RL's own GPU workers.
     """
 
     engine: str = "local"
@@ -56,17 +57,17 @@ class Needs:
     nodes: int = 1
     gpus: int | None = None
     paths: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     hub: tuple[str, ...] = ()
     disk: Disk = field(default_factory=Disk)
     wandb: bool = False
-    ports: range = range(25000, 28000)
 
 
 def needs_of(
     recipe: Recipe, *, engine: str, on_cpu: bool, rounds: bool, environment: Mapping[str, str]
 ) -> Needs:
     """What a run of `recipe` needs; looks at files, downloads nothing."""
-    named = dict(_named(recipe))
+    named, unread = dict(_named(recipe)), () if rounds else (_OF_ROUNDS,)
     cluster = engine == "nemo-rl" and not on_cpu
     runs_on_cpu = on_cpu or (engine == "local" and recipe.thinkprune.runtime.device == "cpu")
     optional = engine == "local" and recipe.thinkprune.runtime.device == "auto"
@@ -76,10 +77,10 @@ def needs_of(
         nodes=recipe.cluster.num_nodes,
         gpus=0 if runs_on_cpu else None if optional else recipe.cluster.gpus_per_node,
         paths={key: _absolute(path) for key, path in named.items() if not is_hub_id(path)},
-        hub=tuple(path for path in named.values() if is_hub_id(path)),
+        unread=unread,
+        hub=tuple(path for key, path in named.items() if is_hub_id(path) and key not in unread),
         disk=disk_of(recipe, rounds=rounds, environment=environment),
         wandb=recipe.logger.wandb_enabled,
-        ports=range(recipe.cluster.master_port_range_low, recipe.cluster.master_port_range_high),
     )
 
 
@@ -120,10 +121,9 @@ def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, st
     """
     for folder in _config_folders(model, environment):
         try:
-            shapes = weight_map(read_hf_config(folder)).hf.values()
+            return weight_map(read_hf_config(folder)).parameters, f"{folder}/config.json"
         except (CheckpointError, OSError, ValueError):
             continue
-        return sum(prod(shape) for shape in shapes), f"{folder}/config.json"
     if match := _IN_NAME.search(model.rstrip("/").rpartition("/")[2]):
         return round(float(match[1]) * 1e9), f"the name {model}"
     return 0, f"nothing here tells how large {model} is"
@@ -151,6 +151,6 @@ def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if dataset.data_path is not None:
             yield f"{path}.data_path", dataset.data_path
     if recipe.thinkprune.report_data is not None:
-        yield "thinkprune.report_data", recipe.thinkprune.report_data
+        yield _OF_ROUNDS, recipe.thinkprune.report_data
     if recipe.policy.pretrained_checkpoint is not None:
         yield "policy.pretrained_checkpoint.path", recipe.policy.pretrained_checkpoint.path

@@ -12,6 +12,7 @@ import yaml
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import carried_files
+from checkpoints_tools.weight_map import weight_map
 from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_bridge_files, save_torch_dist
 from nemo_thinkprune.policy.parallel import broadcast_from_main
 from nemo_thinkprune.recipe.errors import UserError
@@ -112,14 +113,10 @@ class Checkpointer:
             shutil.copyfile(file, tokenizer / file.name)
 
     def _estimated_bytes(self) -> int:
-        config = self.session.policy.model
-        attention = config.head_dim * (config.num_heads * 2 + config.num_kv_heads * 2)
-        layer = config.hidden_size * (attention + 3 * config.ffn)
-        parameters = config.num_layers * layer + config.vocab_size * config.hidden_size * (2 - config.tied)
         width = next(self.session.policy.network.parameters()).element_size()
         if self._settings.save_optimizer:
             width += BYTES_PER_PARAMETER_OF_ADAM + (4 if width < 4 else 0)
-        return parameters * width
+        return weight_map(self.session.policy.model).parameters * width
 
     def _refused(self, path: Path, problems: list[str]) -> None:
         note = f"checkpoint {path.name} is not whole and is not used: {'; '.join(problems)}"

@@ -9,6 +9,9 @@ import pytest
 
 from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.model_config import ModelConfig
+from nemo_thinkprune.doctor.facts import File, Gpus, Host, Network, NodeFacts
+from nemo_thinkprune.doctor.findings import Level
+from nemo_thinkprune.doctor.judge_folders import judge_folders
 from nemo_thinkprune.doctor.needs import disk_of, needs_of, parameter_count
 from nemo_thinkprune.recipe.load import load_recipe
 
@@ -91,3 +94,16 @@ def test_who_needs_gpus(engine: str, on_cpu: bool, gpus: int | None, is_cluster:
         "thinkprune.report_data",
     }
     assert all(path.startswith("/") for path in needs.paths.values())
+
+
+def test_what_results_are_reported_on_is_read_in_rounds_alone() -> None:
+    key = "thinkprune.report_data"
+    for rounds, level in ((True, Level.PROBLEM), (False, Level.NOTE)):
+        for path in ("somebody/problems", "/absent/report.jsonl"):
+            recipe = load_recipe("qwq-32b-4k-4n8g", [f"{key}={path}"])
+            needs = needs_of(recipe, engine="nemo-rl", on_cpu=False, rounds=rounds, environment={})
+            assert ("somebody/problems" in needs.hub) == (rounds and path == "somebody/problems")
+        file = File(key, needs.paths[key], problem="No such file or directory")
+        node = NodeFacts("n1", Host(), Gpus(), [], [file], Network())
+        (found,) = judge_folders([node], node, needs)
+        assert (found.check, found.level, "prune" in found.found) == (key, level, not rounds)
