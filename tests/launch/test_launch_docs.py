@@ -109,7 +109,7 @@ def test_reasons_are_those_of_the_template():
 
 def test_what_is_never_requeued_is_what_the_template_does_not_requeue():
     told = {named(row[0])[0] for row in table("| reason | what it was |") if "**not**" in row[2]}
-    finish = SLURM[SLURM.index("case $reason in") :].split("esac")[0]
+    finish = SLURM[SLURM.index("    finished) event finished") :].split("esac")[0]
     assert told | {"finished"} == set(re.findall(r"^\s+([a-z_]+)\)", finish, flags=re.M))
 
 
