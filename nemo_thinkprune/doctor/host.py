@@ -19,6 +19,7 @@ import checkpoints_tools
 import nemo_thinkprune
 from nemo_thinkprune.cluster.find import find_nemo_rl
 from nemo_thinkprune.doctor.facts import FoundNemoRL, Host, Space
+from nemo_thinkprune.doctor.hostlist import expand
 from nemo_thinkprune.recipe.errors import UserError
 
 PACKAGES = (
@@ -190,8 +191,12 @@ def _has_capability(number: int) -> bool:
 
 def _is_shared() -> bool:
     """Whether a job of Slurm's, in which this runs, has but some of the processors of this machine."""
-    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    return given.isdecimal() and int(given) < (os.cpu_count() or 1)
+    counts: list[int] = []  # of the job, such as 72(x2),36; SLURM_CPUS_ON_NODE is of the step alone
+    for match in re.finditer(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_JOB_CPUS_PER_NODE", "")):
+        counts += [int(match[1])] * int(match[2] or 1)
+    names = expand(os.environ.get("SLURM_JOB_NODELIST", ""))
+    given = dict(zip(names, counts, strict=False)).get(os.environ.get("SLURMD_NODENAME", ""))
+    return given is not None and given < (os.cpu_count() or 1)
 
 
 def _hub_token() -> bool:

@@ -241,11 +241,14 @@ def test_it_waits_longer_than_nfs_remembers_a_folder() -> None:
 
 def test_a_job_with_some_processors_shares_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    told = []
-    for given in ("8", "4", ""):
-        monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
-        told.append(host_facts(nemo_rl_root=None, scratch="/tmp").is_shared)
-    assert told == [False, True, False]
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-3]")
+    monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "8(x2),4")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")  # what one step of an exclusive job has
+    told = {}
+    for name in ("n2", "n3", "login", ""):
+        monkeypatch.setenv("SLURMD_NODENAME", name)
+        told[name] = host_facts(nemo_rl_root=None, scratch="/tmp").is_shared
+    assert told == {"n2": False, "n3": True, "login": False, "": False}
 
 
 def test_the_next_command_is_one_that_can_be_typed(work: Path) -> None:
