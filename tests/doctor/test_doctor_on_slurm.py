@@ -154,6 +154,27 @@ def test_more_nodes_than_there_are(slurm: SlurmLab, ask: Ask, tmp_path: Path) ->
     assert len(problems) == 1 and "they were not asked" in text
 
 
+def test_what_a_site_demands_reaches_slurm(slurm: SlurmLab, tmp_path: Path) -> None:
+    """Nodes in whole are given, though --output would take the answers away; a feature that no node has is refused."""
+    command = [
+        sys.executable,
+        "-m",
+        "nemo_thinkprune",
+        "doctor",
+        "--nodes",
+        "2",
+        "--run-dir",
+        tmp_path,
+        "--on-cpu",
+    ]
+    options = ["--sbatch=--exclusive", f"--sbatch=--output={tmp_path}/out", "--sbatch=--requeue"]
+    text = slurm.run([*command, *options], timeout=90, cwd=tmp_path, check=False).stdout
+    assert "every node reaches every other" in text and not (tmp_path / "out").exists()
+    text = slurm.run([*command, "--sbatch=--constraint h100"], timeout=90, cwd=tmp_path, check=False).stdout
+    assert "Slurm started nothing" in text and "Invalid feature specification" in text
+    assert text.rstrip().endswith("'--sbatch=--constraint h100'")
+
+
 def test_a_busy_cluster_is_not_waited_for_without_end(slurm: SlurmLab, ask: Ask, tmp_path: Path) -> None:
     job = slurm.submit("#!/bin/sh\nsleep 100\n", "-N3", "--exclusive")
     slurm.wait(job, ["RUNNING"])
