@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.training.checkpoint_files import all_checkpoints
@@ -18,6 +18,8 @@ _TASK = re.compile(r"ray::([\w.<>]+)")
 _FIELD = r"^\s*{}: (\S+)"
 # An actor's own report of a dead actor cannot be pickled, so it arrives as a text in a plain RayError.
 _DIED = "ray.exceptions.ActorDiedError"
+# No actor that died: one that no call reaches, as its process is stopped or its node cut off.
+_SILENT = "ActorUnavailableError"
 _NODE_DIED = "its node has died"
 _UNBORN = "raised in its creation task"
 _MEMORY = ("OutOfMemoryError", "MemoryError")
@@ -50,6 +52,11 @@ def _told(error: Exception, checkpoints: Path) -> Exception | None:
         cause = cause.cause
     if isinstance(cause, UserError):
         return None if cause is error else UserError(str(cause))
+    if isinstance(cause, ActorUnavailableError) or (isinstance(cause, RayError) and _SILENT in str(cause)):
+        return RuntimeError(
+            f"an actor gives no answer, its process may hang or its node be cut off ({_first_line(cause)}): "
+            f"see the log; {_goes_on(checkpoints)}"
+        )
     if isinstance(cause, RayActorError) or (isinstance(cause, RayError) and _DIED in str(cause)):
         return _actor_died(str(cause), checkpoints)
     if isinstance(cause, RayError) or type(cause).__module__.startswith("grpc"):

@@ -67,7 +67,9 @@ def test_a_dead_actor_is_named_and_where_the_run_goes_on(tmp_path: Path) -> None
         raised = told(error, tmp_path)
         assert (type(raised), str(raised)) == (RuntimeError, expected)
     assert str(told(died())).endswith("the same command starts over")
-    assert str(told(ActorUnavailableError("gone", None))).startswith("an actor died, perhaps")
+    assert str(told(ActorUnavailableError("keepalive watchdog timeout", None))).startswith(
+        "an actor gives no answer, its process may hang or its node be cut off ("
+    )
 
 
 def test_a_mistake_of_the_user_arrives_as_one() -> None:
