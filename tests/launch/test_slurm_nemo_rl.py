@@ -69,7 +69,7 @@ OVER_TWO = (
     "--max-failures",
     "9",
 )
-WATCHED = ("--stall-floor", "25", "--stall-factor", "3", "--start-patience", "1200")
+WATCHED = ("--stall-floor", "25", "--stall-factor", "2", "--start-patience", "1200")
 FRUGAL = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 PLANTED = {
     "HF_TOKEN": "hf_" + "PlantedSecretOfATest" * 2,
