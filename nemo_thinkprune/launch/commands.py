@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nemo_thinkprune.launch.render import render
 from nemo_thinkprune.launch.secrets import Secrets, read_secrets
-from nemo_thinkprune.launch.slurm import SCRIPT_NAME, submit
+from nemo_thinkprune.launch.slurm import SCRIPT_NAME, slurm_version, submit, version_problem
 from nemo_thinkprune.launch.slurm_job import SlurmJob, check_job
 from nemo_thinkprune.launch.templates import launchers_folder
 from nemo_thinkprune.recipe.check_files import check_files
@@ -67,6 +67,8 @@ def launch_slurm(
     if dry_run:
         say(script.rstrip("\n"))
         return
+    if reason := version_problem(slurm_version()):
+        raise UserError(reason)
     for note in _absent_files(recipe, job):
         say(note)
     job_id = submit(write_script(job, script))
