@@ -79,9 +79,12 @@ class LaunchedJob:
         """Wait for an event, of any attempt or one, whose detail begins with `detail`."""
 
         def seen() -> bool:
+            events = self.events()
+            if attempt is not None and any(number > attempt for number, _, _ in events):
+                assert any(number == attempt and event == name for number, event, _ in events), self.told()
             return any(
                 event == name and text.startswith(detail) and attempt in (None, number)
-                for number, event, text in self.events()
+                for number, event, text in events
             )
 
         self.wait_for(seen, f"no event {name} {detail}", timeout=timeout)
