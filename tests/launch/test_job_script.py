@@ -381,7 +381,8 @@ def test_a_secret_in_the_recipes_keys_is_refused(
 
 
 def test_the_port_is_the_one_that_the_doctor_tries() -> None:
-    line = between(render(JOB), "port=$((", "\n")
+    lines = between(render(JOB), "lowest=", "\nport=$((")
+    lines += between(render(JOB), "port=$((", "\n").removeprefix("port=$((")
     for job in (1, 7, 4711, 99999999):
-        [port] = bash(f"job={job}\n{line}printf '%s\\0' $port\n")
+        [port] = bash(f"job={job}\n{lines}printf '%s\\0' $port\n")
         assert int(port) == gcs_port(job) and int(port) in GCS_PORTS

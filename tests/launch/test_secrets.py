@@ -14,6 +14,7 @@ import pytest
 from nemo_thinkprune.launch.secrets import read_secrets
 from nemo_thinkprune.recipe.errors import UserError
 
+HOST = "wandb.example.org"
 SNIPPET = Path(__file__).parents[2] / "launchers" / "slurm" / "secrets.sh.jinja"
 KEY, TOKEN = "a1" * 20, "hf_AbCdEf0123456789"
 # stands for one more node: what is written there is kept under OTHER too
@@ -194,8 +195,9 @@ def test_the_job_has_files_on_every_node_and_nothing_in_its_environment(tmp_path
 
 
 def test_a_server_of_its_own_gets_its_own_entry(tmp_path: Path) -> None:
-    job = run_snippet(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL="https://wandb.example.org:8080/")
-    assert (job.private / "netrc").read_text().startswith("machine wandb.example.org:8080\n")
+    job = run_snippet(tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=f"https://{HOST}:8080/")
+    entries = [f"machine {host}\n  login user\n  password {KEY}\n" for host in (f"{HOST}:8080", HOST)]
+    assert (job.private / "netrc").read_text() == "".join(entries)
 
 
 def test_without_secrets_the_user_s_own_files_stay_in_force(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def render_own(
     environment: Mapping[str, str] | None = None,
 ) -> str:
     """The script of a job of two nodes that NeMo-RL would run on, with ray_program.py in the trainer's place."""
-    job = ["--on-cpu", "--gpus-per-node", "1", "--nodes", str(nodes), "--cpus-per-node", "2", "--time", "20"]
+    job = ["--on-cpu", "--gpus-per-node", "1", "--nodes", str(nodes), "--cpus-per-node", "2", "--time", "60"]
     command = ["launch", "slurm", "quickstart", *job, "--run-dir", run_dir, "--dry-run", *options]
     script = thinkprune(lab, *command, environment=environment).stdout
     return with_trainer(script, "python", PROGRAM, run_dir / "program", str(nodes))
