@@ -187,7 +187,7 @@ def test_two_jobs_at_the_same_time_on_the_same_nodes_do_not_meet(cluster: Cluste
 def test_the_port_is_the_jobs_own_or_the_next_one_that_is_free(cluster: Cluster) -> None:
     ports = [int(job.answer()["gcs"].rpartition(":")[2]) for job in cluster.pair]
     assert [job.job_id for job in cluster.pair] == [1, 2], "somebody listens where the second job would"
-    assert ports == [gcs_port(1), gcs_port(2) + 1]
+    assert ports == [gcs_port(1), gcs_port(2) + 2], "ports are taken in pairs"
 
 
 def test_the_program_finds_its_secrets_on_every_node(cluster: Cluster) -> None:
