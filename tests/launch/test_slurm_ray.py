@@ -26,7 +26,7 @@ FOREIGNER = 12345
 TEST_NODES = {"pair": ("n1", "n2"), "crash": ("n3", "n4", "n5"), "broken": ("n6", "n7")}
 SLURM_LATE_S = 120
 """Seconds until Slurm gives a node up: later than Ray does, as in Slurm's own settings (300 s)."""
-READY_S = 45
+READY_S = 60
 # On a node with such a `ray` nothing comes up: it fails at the first attempt and says nothing at the second.
 BROKEN_RAY = """#!/bin/sh
 [ -n "$SLURM_RESTART_COUNT" ] && exec sleep 1000
