@@ -32,7 +32,11 @@ exec sleep 900
 """,
     "python": """#!/bin/bash
 case $2 in
-  *.ray_ready) echo '1 of 2 nodes: waiting for n2'; until [ -e FOLDER/worker ]; do sleep 0.1; done; echo 'Ray ready: 2 nodes, 0.1 s' ;;
+  *.ray_ready)
+    echo '1 of 2 nodes: waiting for n2'
+    until [ -e FOLDER/worker ]; do sleep 0.1; done
+    echo 'Ray ready: 2 nodes, 0.1 s'
+    ;;
   *.watchdog) exec sleep 900 ;;
   *) exit 9 ;;
 esac
