@@ -47,6 +47,7 @@ class RayJob:
         retry_wait_s: seconds between a failure and the next attempt.
         stall_factor: times the median step without progress that end an attempt, but not below `stall_floor_s`;
             before its first step an attempt has `start_patience_s`.
+        checkpoint_dir: the recipe's name for its folder of checkpoints.
         scratch: folder of each node alone for the files with the secrets.
         python: folder that is put on PATH, with the program `python` of the cluster's own Ray; None: it is there.
         source: folder that is put on PYTHONPATH; None where the package is installed.
@@ -71,6 +72,7 @@ class RayJob:
     start_patience_s: float = 7200.0
     ray_deadline_s: float = 900.0
     scratch: str = "/dev/shm"
+    checkpoint_dir: str = "checkpoints"
     secrets_file: Path | None = None
     python: Path | None = None
     source: Path | None = None
@@ -134,6 +136,7 @@ def complete(job: RayJob) -> RayJob:
         job,
         recipe=job.recipe if shipped else str(found.resolve()),
         gpus=recipe.cluster.num_nodes * recipe.cluster.gpus_per_node,
+        checkpoint_dir=recipe.checkpointing.checkpoint_dir,
         run_dir=_absolute(job.run_dir),
         work_dir=_absolute(job.work_dir),
         nemo_rl_root=None if job.nemo_rl_root is None else _absolute(job.nemo_rl_root),
