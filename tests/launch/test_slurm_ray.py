@@ -117,6 +117,10 @@ def cluster(lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         plant_foreign_ray(lab, node)
     listen = f'setsid {PROGRAMS}/python -c "{LISTENER.format(port=gcs_port(2))}" > /dev/null 2>&1 &'
     lab.in_node("n1", ["sh", "-c", listen])
+    ends = time.monotonic() + 30  # until then it is the shell or setsid that will become it
+    while not any(p.argv[:2] == (f"{PROGRAMS}/python", "-c") for p in lab.processes("n1")):
+        assert time.monotonic() < ends, lab.processes("n1")
+        time.sleep(0.1)
     before = {node: residents(lab, node) for node in TEST_NODES["pair"]}
     foreign = {node: files_of(lab, node, "/tmp/ray") for node in TEST_NODES["pair"]}
     with sampled_argv(planted.key, planted.token, planted.canary) as argv:
