@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_LOOK_S = 0.2  # a signal that comes just before a wait begins does not end that wait
 
 
 class Stopped(Exception):
@@ -34,7 +35,7 @@ class Crew:
                 for thread in started:
                     thread.start()
             for _ in started:
-                self._ended.acquire()  # not join: before Python 3.13 an interrupted join takes the thread for ended
+                self._wait_for_one()
         except BaseException as error:  # an interrupt
             self._errors.append(error)
         for thread in started:
@@ -42,6 +43,11 @@ class Crew:
                 thread.join()
         if self._errors:
             raise self._errors[0]
+
+    def _wait_for_one(self) -> None:
+        """Not join: before Python 3.13 an interrupted join takes the thread for ended."""
+        while not self._ended.acquire(timeout=_LOOK_S):
+            pass
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
