@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 from nemo_thinkprune.cli_launch import doctor, launch_app
+from nemo_thinkprune.cli_measure import bench_app, plan
 from nemo_thinkprune.cli_options import Engine, EngineName, NemoRlRoot, OnCpu, Overrides, RecipeName, RunDir
 from nemo_thinkprune.recipe.errors import UserError
 
@@ -65,6 +66,8 @@ data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode
 app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
 app.command("doctor")(doctor)
+app.command("plan")(plan)
+app.add_typer(bench_app, name="bench")
 
 
 class Truncation(StrEnum):

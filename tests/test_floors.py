@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"recipe", "checkpoints_tools"},
-    {"algorithms", "rewards", "data"},
+    {"algorithms", "rewards", "data", "costs"},
     {"rollout", "policy"},
     {"training", "cluster", "evaluation", "reporting"},
-    {"rounds", "launch", "doctor"},
-    {"cli", "cli_launch", "cli_options"},
+    {"rounds", "launch", "doctor", "plan", "bench"},
+    {"cli", "cli_launch", "cli_measure", "cli_options"},
 )
 
 
