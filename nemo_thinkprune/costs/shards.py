@@ -25,6 +25,18 @@ from nemo_thinkprune.recipe.resources import training_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 
 FINAL_NORM = "decoder.final_layernorm.weight"
+# Order of a layer's parameters in a module of Megatron-Core's local layer spec.
+_ORDER = (
+    "self_attention.linear_qkv.layer_norm_weight",
+    "self_attention.linear_proj.weight",
+    "self_attention.linear_qkv.weight",
+    "self_attention.linear_qkv.bias",
+    "self_attention.q_layernorm.weight",
+    "self_attention.k_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight",
+    "mlp.linear_fc1.weight",
+    "mlp.linear_fc2.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +104,8 @@ def layers_of_stage(model: ModelConfig, split: Split, pp_rank: int) -> range:
 def stage_shapes(model: ModelConfig, split: Split, pp_rank: int) -> dict[str, Index]:
     """Name and shape of every parameter of one rank of a pipeline stage; all its tensor parallel ranks are alike.
 
-    Names are the weight map's, with the layer's number in the whole model. The vocabulary is padded. The last of
+    Names are the weight map's, with the layer's number in the whole model, in the module's order. The vocabulary is
+    padded. The last of
     several stages has a copy of a tied embedding, under the output layer's name.
 
     Raises:
@@ -197,12 +210,14 @@ def _tensors(model: ModelConfig, split: Split, pp_rank: int) -> list[MegatronTen
     if architecture is None:
         raise UserError(f"architecture {model.architecture} is not supported; there is {supported()}")
     vocabulary = (model.vocab_size, model.hidden_size)
-    pieces = architecture.layer(model)
+    of_layer = sorted(
+        (piece.tensor for piece in architecture.layer(model)), key=lambda t: _ORDER.index(t.name)
+    )
     tensors = []
     if pp_rank == 0:
         tensors.append(MegatronTensor(EMBEDDING, vocabulary, tp_axis=0, vocab=True))
     for layer in layers_of_stage(model, split, pp_rank):
-        tensors += [replace(p.tensor, name=f"decoder.layers.{layer}.{p.tensor.name}") for p in pieces]
+        tensors += [replace(tensor, name=f"decoder.layers.{layer}.{tensor.name}") for tensor in of_layer]
     if pp_rank == split.pp - 1:
         tensors.append(MegatronTensor(FINAL_NORM, (model.hidden_size,)))
         if holds_output(model, split):
