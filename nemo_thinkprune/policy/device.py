@@ -12,7 +12,7 @@ import queue
 import resource
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -199,3 +199,31 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def settle(device: torch.device) -> None:
+    """Wait until all that was asked of a GPU is done; nothing on a CPU, where it is done when a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_peak_bytes(device: torch.device) -> int:
+    """Most bytes held since the last call, whose peak then begins anew: allocated on the GPU, resident on the CPU.
+
+    On the CPU the kernel's own high-water mark is read and reset (proc(5): VmHWM, and 5 to /proc/self/clear_refs);
+    0 where it has none.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    with (
+        suppress(OSError),
+        open("/proc/self/status", "rb") as status,
+        open("/proc/self/clear_refs", "wb") as reset,
+    ):
+        lines = (line.split() for line in status if line.startswith(b"VmHWM:"))
+        peak = next((int(fields[1]) * 2**10 for fields in lines), 0)
+        reset.write(b"5")
+        return peak
+    return 0

@@ -11,9 +11,10 @@ from nemo_thinkprune.evaluation.stats import summarise
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.rollout.types import Sampling
+from nemo_thinkprune.training.clock import Clock
 from nemo_thinkprune.training.problems import encode
 from nemo_thinkprune.training.samples import collect
-from nemo_thinkprune.training.session import Clock, Session
+from nemo_thinkprune.training.session import Session
 
 
 def evaluate(session: Session) -> None:

@@ -10,13 +10,14 @@ from nemo_thinkprune.policy.device import peak_memory_mb
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rollout.types import Sampling
 from nemo_thinkprune.training.checkpointing import Checkpointer
+from nemo_thinkprune.training.clock import Clock
 from nemo_thinkprune.training.metrics import step_row
 from nemo_thinkprune.training.objective import Objective, optimise
 from nemo_thinkprune.training.problems import Plan, make_plan
 from nemo_thinkprune.training.run_folder import LEDGER, RunFolder
 from nemo_thinkprune.training.samples import Sample, collect, shaped
 from nemo_thinkprune.training.schedule import learning_rate
-from nemo_thinkprune.training.session import Clock, Session
+from nemo_thinkprune.training.session import Session
 from nemo_thinkprune.training.validate import validate
 
 
@@ -37,20 +38,24 @@ def train(session: Session) -> None:
         folder.write_validation(0, validate(session, plan.validation, step=0, clock=Clock()))
     carried: dict[str, float] = {}
     for step in range(done + 1, plan.last_step + 1):
-        clock = Clock(carried)
+        clock, after = session.clock(carried), session.clock()
         samples, advantages, row = train_step(session, plan, objective, step, clock)
         validation = _validate_if_due(session, plan, step, clock)
         row["timing"] = timing(session, clock, samples)
-        folder.write_step(
-            step,
-            row=row,
-            rollouts=rollout_rows(samples, advantages),
-            ledger_row=ledger_row(plan.ledger, step, [p.problem.id for p in plan.train]).to_json(),
-            validation=validation,
-        )
+        with after.phase("record_s"):
+            folder.write_step(
+                step,
+                row=row,
+                rollouts=rollout_rows(samples, advantages),
+                ledger_row=ledger_row(plan.ledger, step, [p.problem.id for p in plan.train]).to_json(),
+                validation=validation,
+            )
         session.beat("step", step, row=row, total=plan.last_step, validation=validation)
-        # a step's row is there before its checkpoint: the next row tells how long saving took
-        stop, carried = _save_if_due(session, checkpointer, plan, step, validation)
+        session.tell_measured(step, clock)
+        # a step's row is there before its checkpoint: the next row tells how long writing and saving took
+        stop = _save_if_due(session, checkpointer, plan, step, validation, after)
+        session.tell_measured(step, after)
+        carried = after.seconds
         if stop and step < plan.last_step:
             return session.context.stopped(step)
     check_ledger(session, plan)
@@ -66,15 +71,20 @@ def _validate_if_due(session: Session, plan: Plan, step: int, clock: Clock) -> d
 
 
 def _save_if_due(
-    session: Session, checkpointer: Checkpointer, plan: Plan, step: int, validation: dict[str, Any] | None
-) -> tuple[bool, dict[str, float]]:
-    """Save when it is time, or when the run was asked to stop; (asked to stop, seconds)."""
-    settings, clock = session.recipe.checkpointing, Clock()
+    session: Session,
+    checkpointer: Checkpointer,
+    plan: Plan,
+    step: int,
+    validation: dict[str, Any] | None,
+    clock: Clock,
+) -> bool:
+    """Save when it is time, or when the run was asked to stop; whether it was."""
+    settings = session.recipe.checkpointing
     stop = session.context.stop_requested_anywhere(session.layout)
     if settings.enabled and (stop or step == plan.last_step or _due(step, settings.save_period)):
         with clock.phase("save_s"):
             checkpointer.save(step, validation=validation)
-    return stop, clock.seconds
+    return stop
 
 
 def rollout_rows(samples: Sequence[Sample], advantages: Sequence[list[float]]) -> list[dict[str, Any]]:
@@ -115,7 +125,8 @@ def train_step(
         lrs = learning_rates(recipe, step, updates=-(-len(samples) // objective.update_size))
         session.beat("update", step)
         updates = optimise(session.policy, objective, samples, advantages, lrs=lrs, clock=clock)
-        session.engine.refit()
+        with clock.phase("refit_s"):
+            session.engine.refit()
     rows = [sample.to_row() for sample in samples]
     row = step_row(step, rows, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
     return samples, advantages, row

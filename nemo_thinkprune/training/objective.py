@@ -21,8 +21,8 @@ from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence
 from nemo_thinkprune.policy.policy import LossFn, Policy, UpdateResult
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rewards.length_rewards import LengthReward, length_reward
+from nemo_thinkprune.training.clock import Clock
 from nemo_thinkprune.training.samples import Sample
-from nemo_thinkprune.training.session import Clock
 
 TokenLoss = Callable[[PackedTokens, StepTotals], LossOutput]
 # What LossConfig has beyond NeMo-RL's loss_fn section; all its other fields are keys of the recipe.
@@ -110,7 +110,9 @@ def optimise(
     shares = [list(part)[dp_rank::dp] for part in slices]
     mine = [index for share in shares for index in share]
     with clock.phase("logprobs_s"):
-        values = _token_fields(policy, objective, [samples[i] for i in mine], updates=len(slices))
+        values = _token_fields(
+            policy, objective, [samples[i] for i in mine], updates=len(slices), clock=clock
+        )
     for index, value in zip(mine, values, strict=True):
         value["advantages"] = advantages[index]
         value["positive"] = [float(samples[index].verdict.reason == "correct")] * len(advantages[index])
@@ -125,18 +127,19 @@ def optimise(
 
 
 def _token_fields(
-    policy: Policy, objective: Objective, samples: Sequence[Sample], *, updates: int
+    policy: Policy, objective: Objective, samples: Sequence[Sample], *, updates: int, clock: Clock
 ) -> list[dict[str, list[float]]]:
     """Per-token inputs of the loss that come from a forward pass: reference and old log-probs."""
     plain = [_sequence(sample, {}) for sample in samples]
     values: list[dict[str, list[float]]] = [{"sampled": s.rollout.logprobs} for s in samples]
     if objective.needs_reference:
-        with policy.reference_weights():
+        with clock.phase("reference_logprobs_s"), policy.reference_weights():
             for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
                 value["reference"] = logprobs.tolist()
     if updates > 1 and objective.needs_old:
-        for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
-            value["old"] = logprobs.tolist()
+        with clock.phase("old_logprobs_s"):
+            for value, logprobs in zip(values, policy.logprobs(plain), strict=True):
+                value["old"] = logprobs.tolist()
     return values
 
 

@@ -13,7 +13,8 @@ from nemo_thinkprune.policy.parallel import broadcast_from_main, gather_over_dat
 from nemo_thinkprune.rewards.length_rewards import LengthReward, group_rewards
 from nemo_thinkprune.rewards.types import Item, Reason, Verdict
 from nemo_thinkprune.rollout.types import Request, Rollout, Sampling
-from nemo_thinkprune.training.session import Clock, Session
+from nemo_thinkprune.training.clock import Clock
+from nemo_thinkprune.training.session import Session
 
 
 @dataclass(frozen=True, slots=True)

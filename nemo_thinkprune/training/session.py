@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,16 @@ from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rewards.score import Scorer
 from nemo_thinkprune.rollout.engine import MegatronEngine
 from nemo_thinkprune.rollout.types import RolloutEngine
+from nemo_thinkprune.training.clock import Clock, Meter
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.worker import RankContext
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(slots=True)
-class Clock:
-    """Seconds per phase of the present step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Everything a job needs on this rank."""
+    """Everything a job needs on this rank; `meter` under a benchmark."""
 
     job: Job
     recipe: Recipe
@@ -61,10 +45,20 @@ class Session:
     tokenizer: Any
     eos_ids: tuple[int, ...]
     scorer: Scorer | None
+    meter: Meter | None = None
+
+    def clock(self, seconds: dict[str, float] | None = None) -> Clock:
+        """A clock for a step, going on from `seconds`, with the meter there is."""
+        return Clock(seconds or {}, self.meter)
 
     def beat(self, phase: str, step: int, **event: Any) -> None:
         """Tell the supervisor where this rank is."""
         self.context.beat(phase, step, **event)
+
+    def tell_measured(self, step: int, clock: Clock) -> None:
+        """Tell the supervisor what the phases of `clock` used, under a benchmark."""
+        if self.meter is not None:
+            self.beat("measured", step, measured=clock.told())
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Any
 
 from nemo_thinkprune.data.prompts import Prompt
 from nemo_thinkprune.rollout.types import Sampling
+from nemo_thinkprune.training.clock import Clock
 from nemo_thinkprune.training.metrics import validation_row
 from nemo_thinkprune.training.samples import collect
-from nemo_thinkprune.training.session import Clock, Session
+from nemo_thinkprune.training.session import Session
 
 
 def validate(session: Session, prompts: Sequence[Prompt], *, step: int, clock: Clock) -> dict[str, Any]:

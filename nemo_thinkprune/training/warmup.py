@@ -20,10 +20,11 @@ from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.section_thinkprune import Warmup
 from nemo_thinkprune.training.checkpointing import Checkpointer
+from nemo_thinkprune.training.clock import Clock
 from nemo_thinkprune.training.problems import encode
 from nemo_thinkprune.training.run_folder import RunFolder
 from nemo_thinkprune.training.schedule import warmup_learning_rate
-from nemo_thinkprune.training.session import Clock, Session, optimizer_config
+from nemo_thinkprune.training.session import Session, optimizer_config
 from nemo_thinkprune.training.validate import validate
 
 
