@@ -105,8 +105,7 @@ def stage_shapes(model: ModelConfig, split: Split, pp_rank: int) -> dict[str, In
     """Name and shape of every parameter of one rank of a pipeline stage; all its tensor parallel ranks are alike.
 
     Names are the weight map's, with the layer's number in the whole model, in the module's order. The vocabulary is
-    padded. The last of
-    several stages has a copy of a tied embedding, under the output layer's name.
+    padded. The last of several stages has a copy of a tied embedding, under the output layer's name.
 
     Raises:
         UserError: `split.tp` does not divide a tensor, or the architecture is not supported.

@@ -117,6 +117,14 @@ def _ranks(layout: WorldLayout, *, set_aside: int = 0) -> Iterator[str]:
         )
 
 
+def layout_problems(recipe: Recipe, *, heads: int, kv_heads: int, layers: int) -> list[str]:
+    """What of a recipe's layout does not divide for a model that is known by its sizes alone."""
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_hidden_layers": layers}
+    layout = training_layout(recipe)
+    set_aside = recipe.world_size - layout.world
+    return list(_ranks(layout, set_aside=set_aside)) or list(_against_config(recipe, layout, sizes))
+
+
 def check_evaluation(recipe: Recipe, folder: str, *, limit: int) -> None:
     """Check what an evaluation takes from a recipe against the model in `folder`; training keys do not matter.
 
