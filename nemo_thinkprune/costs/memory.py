@@ -107,7 +107,7 @@ def _stage_phases(
     colocated = recipe.policy.generation.colocated.enabled
     weights, gradients = Part("weights", own.weights), Part("gradients", own.gradients)
     optimizer = Part("optimizer", own.optimizer)
-    base = [Part("CUDA, NCCL, fragments", assumed.TRAINER_RESERVE_BYTES, assumed.TRAINER_RESERVE_SOURCE)]
+    base = [Part("trainer's reserve", assumed.TRAINER_RESERVE_BYTES, assumed.TRAINER_RESERVE_SOURCE)]
     asleep = assumed.vllm_asleep_bytes(recipe.policy.generation.vllm_cfg.tensor_parallel_size)
     beside = [*base, *([Part("vLLM asleep", asleep, assumed.ASLEEP_SOURCE)] if colocated else [])]
     training = [weights, gradients, optimizer, *beside]

@@ -1,0 +1,263 @@
+"""The smallest change of a recipe with which it fits: tried in the order of what each costs, and planned again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil
+
+from nemo_thinkprune.costs.activations import longest_sequence
+from nemo_thinkprune.costs.memory import largest_tensor_bytes
+from nemo_thinkprune.costs.parts import GIB
+from nemo_thinkprune.plan.plan import LOCAL, Plan
+from nemo_thinkprune.recipe.checks import check_recipe
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.schema import Recipe
+
+_MEGATRON = "policy.megatron_cfg"
+_VLLM = "policy.generation.vllm_cfg"
+
+# Overrides to (recipe, plan); UserError when the recipe would not run.
+Replan = Callable[[Sequence[str]], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Overrides that belong together, what they cost, and how much they cost by rank (low is cheap).
+
+    `group`: of changes of one group only one is made.
+    """
+
+    overrides: tuple[str, ...]
+    cost: str
+    rank: int
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Changes with which the recipe fits, and the plan with them."""
+
+    changes: tuple[Change, ...]
+    plan: Plan
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What to add to the command line."""
+        return tuple(text for change in self.changes for text in change.overrides)
+
+
+def advise(plan: Plan, replan: Replan) -> Advice | None:
+    """The cheapest change that makes `plan` fit, alone or with others; None when none does, or it fits.
+
+    Cheaper is what has the cheaper dearest part, then fewer parts: three changes that cost nothing come before one
+    that doubles the nodes. Single changes and pairs are tried, three at once only when no pair fits. Every part is
+    needed: what fits with fewer has been tried before.  A change that the recipe's own checks refuse is passed over.
+
+    Args:
+        plan: The plan that does not fit.
+        replan: Plans the recipe with overrides added; raises UserError where it cannot run.
+    """
+    if plan.fits:
+        return None
+    changes = list(candidates(plan))
+    for sizes in ((1, 2), (3,)):
+        groups = [group for size in sizes for group in combinations(changes, size) if _differ(group)]
+        for group in sorted(groups, key=_cost):
+            if (found := _try(group, replan)) is not None:
+                return found
+    return None
+
+
+def _differ(changes: tuple[Change, ...]) -> bool:
+    return len({change.group for change in changes}) == len(changes)
+
+
+def _cost(changes: tuple[Change, ...]) -> tuple[int, int, int]:
+    ranks = [change.rank for change in changes]
+    return max(ranks), len(ranks), sum(ranks)
+
+
+def _try(changes: tuple[Change, ...], replan: Replan) -> Advice | None:
+    try:
+        advice = Advice(changes, replan([text for change in changes for text in change.overrides]))
+        if not advice.plan.fits:
+            return None
+        check_recipe(advice.plan.recipe, engine=advice.plan.engine)
+    except UserError:
+        return None
+    return advice
+
+
+def candidates(plan: Plan) -> Iterator[Change]:
+    """Changes that lower some memory of this plan, cheap ones first."""
+    yield from _free(plan.recipe)
+    yield from _batches(plan)
+    if plan.engine == LOCAL:
+        yield from _local(plan.recipe)
+        return
+    yield from _generation(plan)
+    yield from _slower(plan.recipe)
+    yield from _layouts(plan)
+
+
+def _free(recipe: Recipe) -> Iterator[Change]:
+    """Same numbers, no time worth naming."""
+    policy, megatron = recipe.policy, recipe.policy.megatron_cfg
+    chunk = policy.logprob_chunk_size
+    for rank, size in ((1, 1024), (2, 256)):
+        if chunk is None or chunk > size:
+            overrides = [f"policy.logprob_chunk_size={size}"]
+            if not megatron.defer_fp32_logits:
+                overrides.append(f"{_MEGATRON}.defer_fp32_logits=true")
+            yield Change(tuple(overrides), "logits are made in pieces: no time worth naming", rank, "logits")
+    if megatron.tensor_model_parallel_size > 1 and not megatron.sequence_parallel:
+        yield Change(
+            (f"{_MEGATRON}.sequence_parallel=true",), "the same bytes are sent in other pieces", 1, "sequence"
+        )
+    if policy.offload_optimizer_for_logprob is False and not policy.generation.colocated.enabled:
+        yield Change(
+            ("policy.offload_optimizer_for_logprob=true",),
+            "the optimizer's state travels to the host and back in every step",
+            3,
+            "offload",
+        )
+
+
+def _batches(plan: Plan) -> Iterator[Change]:
+    """Micro-batches down to the longest sequence: less work at a time."""
+    policy = plan.recipe.policy
+    least = max(longest_sequence(plan.recipe), policy.max_total_sequence_length)
+    if not policy.sequence_packing.enabled:
+        if policy.train_micro_batch_size > 1:
+            yield Change(
+                ("policy.train_micro_batch_size=1", "policy.logprob_batch_size=1"),
+                "smaller matrix products in update and log-probs",
+                4,
+                "rows",
+            )
+        return
+    for key, what in (("train_mb_tokens", "update"), ("logprob_mb_tokens", "log-probs")):
+        now = getattr(policy.sequence_packing, key)
+        halves = sorted({max(least, now // 2), least}, reverse=True)
+        for rank, tokens in enumerate(halves, 4):
+            if tokens < now:
+                yield Change(
+                    (f"policy.sequence_packing.{key}={tokens}",),
+                    f"smaller matrix products in {what}",
+                    rank,
+                    key,
+                )
+
+
+def _local(recipe: Recipe) -> Iterator[Change]:
+    rows = recipe.policy.generation_batch_size
+    for rank, size in ((5, rows // 2), (6, rows // 8), (7, 1)):
+        if 0 < size < rows:
+            yield Change(
+                (f"policy.generation_batch_size={size}",),
+                "fewer responses are sampled together",
+                rank,
+                "rollouts",
+            )
+    if not recipe.policy.megatron_cfg.activation_checkpointing:
+        yield _recompute()
+
+
+def _recompute() -> Change:
+    return Change(
+        (f"{_MEGATRON}.activation_checkpointing=true", f"{_MEGATRON}.recompute_granularity=full"),
+        "every layer's forward pass is made twice: the update takes about a third longer",
+        8,
+        "recompute",
+    )
+
+
+def _generation(plan: Plan) -> Iterator[Change]:
+    """vLLM's share of the GPU: lower when it leaves too little, higher when it holds no sequence."""
+    config, engine = plan.recipe.policy.generation.vllm_cfg, plan.generation
+    now = config.gpu_memory_utilization
+    steps = [x / 100 for x in range(95, 15, -5)]
+    if engine is not None and engine.sequences < 1:
+        for rank, share in enumerate(sorted(x for x in steps if x > now), 3):
+            yield Change(
+                (f"{_VLLM}.gpu_memory_utilization={share:g}",), "none: memory that was idle", rank, "share"
+            )
+    else:
+        for rank, share in enumerate((x for x in steps if x < now), 5):
+            yield Change(
+                (f"{_VLLM}.gpu_memory_utilization={share:g}",),
+                "fewer sequences are generated at once",
+                min(rank, 9),
+                "share",
+            )
+    if plan.recipe.policy.generation.colocated.enabled:
+        needed = ceil(2 * largest_tensor_bytes(plan.recipe, plan.model) / GIB * 10) / 10
+        given = plan.recipe.policy.refit_buffer_size_gb
+        if given is None or given != needed:
+            yield Change(
+                (f"policy.refit_buffer_size_gb={needed:g}",),
+                "weights are handed over in smaller lots",
+                3,
+                "refit",
+            )
+
+
+def _slower(recipe: Recipe) -> Iterator[Change]:
+    """Same GPUs, more time."""
+    megatron = recipe.policy.megatron_cfg
+    now = "none"
+    if megatron.activation_checkpointing:
+        now = megatron.recompute_granularity
+    if now == "none":
+        yield Change(
+            (
+                f"{_MEGATRON}.activation_checkpointing=true",
+                f"{_MEGATRON}.recompute_granularity=selective",
+                f"{_MEGATRON}.recompute_modules=[mlp]",
+            ),
+            "every MLP's forward pass is made twice: the update takes about a fifth longer",
+            7,
+            "recompute",
+        )
+    if now != "full":
+        yield _recompute()
+    if not megatron.optimizer.optimizer_cpu_offload:
+        yield Change(
+            (
+                f"{_MEGATRON}.optimizer.optimizer_cpu_offload=true",
+                f"{_MEGATRON}.optimizer.optimizer_offload_fraction=1.0",
+            ),
+            "AdamW runs on the host: seconds more in every update",
+            10,
+            "optimizer",
+        )
+
+
+def _layouts(plan: Plan) -> Iterator[Change]:
+    """Other splits of the same GPUs, then more GPUs."""
+    recipe, split = plan.recipe, plan.split
+    per_node = recipe.cluster.gpus_per_node
+    vllm = recipe.policy.generation.vllm_cfg.tensor_parallel_size
+    for rank, size in enumerate((2 * vllm, 4 * vllm, 8 * vllm), 9):
+        if size <= per_node:
+            yield Change(
+                (f"{_VLLM}.tensor_parallel_size={size}",), "fewer, slower vLLM engines", rank, "engines"
+            )
+    for rank, size in enumerate((2 * split.tp, 4 * split.tp, 8 * split.tp), 11):
+        if size <= per_node:
+            overrides = [f"{_MEGATRON}.tensor_model_parallel_size={size}"]
+            if not split.sequence_parallel:
+                overrides.append(f"{_MEGATRON}.sequence_parallel=true")
+            yield Change(tuple(overrides), "more is sent between the GPUs of a node", rank, "tensor")
+    for rank, size in enumerate((2 * split.pp, 4 * split.pp), 13):
+        yield Change(
+            (f"{_MEGATRON}.pipeline_model_parallel_size={size}",),
+            "longer bubbles in the pipeline",
+            rank,
+            "pipeline",
+        )
+    nodes = recipe.cluster.num_nodes
+    for rank, number in enumerate((2 * nodes, 4 * nodes, 8 * nodes), 15):
+        yield Change((f"cluster.num_nodes={number}",), f"{number - nodes} nodes more", rank, "nodes")

@@ -1,0 +1,146 @@
+"""A plan as plain text: a table of phases and stages, what the worst of each is made of, verdict and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nemo_thinkprune.costs.parts import GIB, PHASES, PhaseMemory, worst
+from nemo_thinkprune.plan.advice import Advice
+from nemo_thinkprune.plan.plan import LOCAL, Plan, gib
+from nemo_thinkprune.reporting.table import render
+
+_MOST_STAGES = 8
+_ASSUMED = "*"
+
+
+def lines(plan: Plan, *, source: str, advice: Advice | None) -> list[str]:
+    """The memory of a plan, for a terminal."""
+    return [
+        *_head(plan, source),
+        "",
+        *_phases(plan),
+        "",
+        *_parts(plan),
+        "",
+        *_generation(plan),
+        *_host(plan),
+        *_assumed(plan),
+        *verdict(plan, advice),
+    ]
+
+
+def verdict(plan: Plan, advice: Advice | None) -> list[str]:
+    """Fits or not, by how much, and the smallest change that fits."""
+    most = plan.worst
+    where = f"{most.phase}, stage {most.stage}" if plan.split.pp > 1 else most.phase
+    room = plan.capacity - most.bytes
+    if plan.fits:
+        return [
+            f"fits: {gib(room)} to spare at the worst ({where}: {gib(most.bytes)} of {gib(plan.capacity)})"
+        ]
+    found = [f"does not fit, by {gib(plan.missing_bytes)}; worst: {where}"]
+    found += [f"  {one.what}: {gib(one.bytes)} too little" for one in plan.shortages]
+    if advice is None:
+        return [
+            *found,
+            "no change that is tried here makes it fit: take more GPUs, larger ones or a smaller model",
+        ]
+    after = advice.plan
+    found.append("the smallest change that fits:")
+    found.append("  " + " ".join(_quoted(text) for text in advice.overrides))
+    found += [f"  costs: {change.cost}" for change in advice.changes]
+    found.append(
+        f"  planned again: {gib(after.worst.bytes)} of {gib(after.capacity)} at the worst ({after.worst.phase})"
+    )
+    return found
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if any(sign in text for sign in "[]{} ") else text
+
+
+def _head(plan: Plan, source: str) -> list[str]:
+    split, recipe = plan.split, plan.recipe
+    layout = f"TP{split.tp} PP{split.pp} DP{split.dp}" + (f" CP{split.cp}" if split.cp > 1 else "")
+    layout += " with sequence parallelism" if split.sequence_parallel else ""
+    if plan.engine == LOCAL:
+        what = f"the local engine on CPUs: resident memory of one rank, {split.world} on this machine"
+    else:
+        what = f"NeMo-RL with Megatron-Core and vLLM: memory of one {plan.gpu.name if plan.gpu else ''}"
+    return [
+        f"{recipe.policy.model_name} (architecture: {source})",
+        f"{what}; {layout}",
+        "phases follow one another and are never added; GiB of 2**30 bytes",
+    ]
+
+
+def _stages(plan: Plan) -> list[int]:
+    count = plan.split.pp
+    if count <= _MOST_STAGES:
+        return list(range(count))
+    return sorted({0, 1, plan.worst.stage, count - 2, count - 1})
+
+
+def _phases(plan: Plan) -> list[str]:
+    shown = _stages(plan)
+    head = ["phase", *(f"stage {stage}" for stage in shown), "worst"]
+    rows = []
+    for name in PHASES:
+        of_phase = {one.stage: one for one in plan.phases if one.phase == name}
+        if of_phase:
+            most = max(one.bytes for one in of_phase.values())
+            rows.append([name, *(_number(of_phase[stage].bytes) for stage in shown), _number(most)])
+    rows.append(["there is", *("" for _ in shown), _number(plan.capacity)])
+    return render(head, rows).splitlines()
+
+
+def _parts(plan: Plan) -> list[str]:
+    found = ["what the worst stage of each phase holds:"]
+    for name in PHASES:
+        of_phase = [one for one in plan.phases if one.phase == name]
+        if of_phase:
+            found.append(_made_of(worst(of_phase)))
+    return found
+
+
+def _made_of(one: PhaseMemory) -> str:
+    parts = [
+        f"{part.name} {_small(part.bytes)}{_ASSUMED if part.assumed else ''}"
+        for part in sorted(one.parts, key=lambda part: -part.bytes)
+    ]
+    return f"  {one.phase} (stage {one.stage}): {', '.join(parts)}"
+
+
+def _generation(plan: Plan) -> Iterator[str]:
+    engine = plan.generation
+    if engine is None:
+        return
+    config = plan.recipe.policy.generation.vllm_cfg
+    yield (
+        f"KV cache: {engine.blocks} blocks of 16 tokens = {engine.tokens} tokens at {engine.token_bytes} bytes on each "
+        f"GPU; {engine.sequences} sequences of {config.max_model_len} tokens at once in each engine of "
+        f"{config.tensor_parallel_size * config.pipeline_parallel_size} GPUs"
+    )
+
+
+def _host(plan: Plan) -> Iterator[str]:
+    if plan.host:
+        most = worst(plan.host)
+        parts = ", ".join(f"{part.name} {_small(part.bytes)}" for part in most.parts)
+        yield f"host memory of a node: {gib(most.bytes)} ({most.phase}: {parts}); processes themselves not counted"
+
+
+def _assumed(plan: Plan) -> list[str]:
+    named: dict[str, str] = {}
+    for one in plan.phases:
+        named |= {part.name: f"{_small(part.bytes)}: {part.assumed}" for part in one.parts if part.assumed}
+    return [f"{_ASSUMED} assumed, {name} {text}" for name, text in sorted(named.items())]
+
+
+def _number(count: int) -> str:
+    return f"{count / GIB:.1f}" if count >= GIB else f"{count / GIB:.2f}"
+
+
+def _small(count: int) -> str:
+    """GiB with enough digits to tell what it is."""
+    return f"{count / GIB:.2f}" if count >= GIB / 100 else f"{count / GIB:.4f}"
