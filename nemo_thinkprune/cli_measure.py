@@ -13,6 +13,8 @@ from nemo_thinkprune.cli_options import Engine, EngineName, NemoRlRoot, OnCpu, O
 
 _PEAK_HELP = "Dense peak of one device in TFLOP/s at the recipe's precision, where the device's is not known."
 
+_FIXED_HELP = "Let every response run to the limit, so that two measurements have the same work."
+
 
 class GpuName(StrEnum):
     """GPUs that a plan can be made for."""
@@ -76,11 +78,12 @@ def bench(
     peak_tflops: Annotated[
         float | None, typer.Option("--peak-tflops", min=0.001, metavar="X", help=_PEAK_HELP)
     ] = None,
+    fixed_length: Annotated[bool, typer.Option("--fixed-length", help=_FIXED_HELP)] = False,
 ) -> None:
     """Run real steps of a recipe and report medians by phase, tokens per second, memory and MFU."""
     from nemo_thinkprune.bench import commands
 
-    commands.bench(
+    code = commands.bench(
         recipe,
         overrides or [],
         steps=steps,
@@ -90,8 +93,10 @@ def bench(
         on_cpu=on_cpu,
         nemo_rl_root=nemo_rl_root,
         peak_tflops=peak_tflops,
+        fixed_length=fixed_length,
         say=typer.echo,
     )
+    raise typer.Exit(code)
 
 
 @bench_app.command("compare")

@@ -69,14 +69,19 @@ def megatron_device(device: torch.device, *, threads: int = 1, seed: int = 0) ->
 @contextmanager
 def _cpu_redirections() -> Iterator[None]:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.tensor_parallel import layers
     from megatron.core.tensor_parallel import random as megatron_random
+
+    from nemo_thinkprune.policy.cpu_linear import linear_on_cpu
 
     # torch caches its list of factory functions on first use: it must hold the real ones, not ours
     torch.utils._device._device_constructors()
     with ExitStack() as stack:
         for name in FACTORIES:
             stack.enter_context(patch.object(torch, name, _on_cpu(getattr(torch, name))))
+        linear = "linear_with_grad_accumulation_and_async_allreduce"
         redirect = [
+            (layers, linear, linear_on_cpu(getattr(layers, linear))),
             (torch.cuda, "current_device", lambda: "cpu"),
             (torch.cuda, "synchronize", lambda *_: None),
             (torch.Tensor, "cuda", lambda self, *_, **__: self),
@@ -227,3 +232,8 @@ def take_peak_bytes(device: torch.device) -> int:
         reset.write(b"5")
         return peak
     return 0
+
+
+def device_name(device: torch.device) -> str:
+    """What the GPU's driver calls it; "cpu" for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -84,6 +84,7 @@ def run_job(
     entry: str = DEFAULT_ENTRY,
     processes: int | None = None,
     environment: Callable[[Path], Mapping[str, str]] | None = None,
+    worth_saving: bool = True,
 ) -> None:
     """Run `job` on all of its ranks and return when it is done.
 
@@ -91,7 +92,8 @@ def run_job(
     nothing to save, is ended at once.  `entry` names the function "package.module:function" that every rank
     calls with the job and its `worker.RankContext`.  `processes` is the number of ranks to start, where it is
     not the job's world size: an engine that starts its own workers is one process here.  `environment`
-    gives, from the folder of this attempt, what is added to that of the ranks.
+    gives, from the folder of this attempt, what is added to that of the ranks.  `worth_saving` false ends the
+    ranks at once when asked to stop, as an evaluation.
 
     Raises:
         UserError: A worker found one; another process uses the run folder; or it has a run of other settings.
@@ -111,7 +113,8 @@ def run_job(
             added = {} if environment is None else environment(attempt)
             start = partial(start_rank, job, attempt, world=world, entry=entry, lock=lock, environment=added)
             crew = Crew(world, start, attempt, lock)
-            verdict = _run_attempt(job, crew, stop, on_event or (lambda event: None))
+            can_save = worth_saving and job.kind != "eval"
+            verdict = _run_attempt(job, crew, stop, on_event or (lambda event: None), can_save=can_save)
     if isinstance(verdict, Failure):
         raise _failed(verdict, attempt)
     if isinstance(verdict, Stopped) or stop.is_set():
@@ -155,7 +158,9 @@ class Crew:
     lock: int
 
 
-def _run_attempt(job: Job, crew: Crew, stop: threading.Event, on_event: Callable[[Event], None]) -> Verdict:
+def _run_attempt(
+    job: Job, crew: Crew, stop: threading.Event, on_event: Callable[[Event], None], *, can_save: bool
+) -> Verdict:
     watch = Watch(crew.world, job.recipe.thinkprune.runtime.stall_timeout_s, time.monotonic())
     ranks: list[Rank] = []
     with _guard(crew.lock) as register:
@@ -163,7 +168,7 @@ def _run_attempt(job: Job, crew: Crew, stop: threading.Event, on_event: Callable
             for number in range(crew.world):
                 ranks.append(crew.start(number))
                 register(ranks[-1].pid)
-            verdict = _supervise(ranks, watch, stop, on_event, can_save=job.kind != "eval")
+            verdict = _supervise(ranks, watch, stop, on_event, can_save=can_save)
             if isinstance(verdict, Failure) and verdict.kind is not FailureKind.USER_ERROR:
                 verdict = with_disk(verdict, job.run_dir)
                 write_report(crew.attempt / "failure.txt", verdict, collect_stacks(ranks, watch))
