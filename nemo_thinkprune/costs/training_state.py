@@ -64,14 +64,15 @@ def precision_of(recipe: Recipe, *, engine: EngineName = "nemo-rl") -> Precision
     """Bytes of one parameter under a recipe.
 
     NeMo-RL passes `use_precision_aware_optimizer` on to TransformerEngine's Adam, which keeps of a float32 master
-    weight only the 16 bits that the bfloat16 weight lacks. The local engine has Megatron's optimizer on torch's.
+    weight only the 16 bits that the bfloat16 weight lacks, and of a float32 weight a copy. The local engine has
+    Megatron's optimizer on torch's, for which a float32 weight is its own master.
     """
     megatron, optimizer = recipe.policy.megatron_cfg, recipe.policy.megatron_cfg.optimizer
     weight = WIDTH[recipe.policy.precision]
     gradient = _FLOAT32 if megatron.distributed_data_parallel_config.grad_reduce_in_fp32 else weight
     aware = engine == "nemo-rl" and optimizer.use_precision_aware_optimizer and optimizer.optimizer == "adam"
     aware = aware and optimizer.use_distributed_optimizer
-    master = 0 if weight == _FLOAT32 else _FLOAT32
+    master = 0 if weight == _FLOAT32 and not aware else _FLOAT32
     if aware and recipe.policy.precision == "bfloat16" and not optimizer.optimizer_cpu_offload:
         master = _REMAINDER
     moments = 2 * _FLOAT32 if optimizer.optimizer == "adam" else _FLOAT32 * (optimizer.sgd_momentum > 0)

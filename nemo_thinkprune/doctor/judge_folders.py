@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from checkpoints_tools.sizes import size
+from nemo_thinkprune.costs.disk import Disk
 from nemo_thinkprune.doctor.facts import Folder, NodeFacts, Space
 from nemo_thinkprune.doctor.findings import Finding, note, ok, problem
 from nemo_thinkprune.doctor.hostlist import fold
-from nemo_thinkprune.doctor.needs import Disk, Needs
+from nemo_thinkprune.doctor.needs import Needs
 
 RUN = "run folder"
 _FEW_INODES = 20_000

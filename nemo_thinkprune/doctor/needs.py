@@ -6,41 +6,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.weight_map import weight_map
+from nemo_thinkprune.costs.disk import Disk, round_disk
+from nemo_thinkprune.costs.known_models import config_folders
+from nemo_thinkprune.costs.training_state import EngineName
 from nemo_thinkprune.recipe.data_source import is_hub_id
-from nemo_thinkprune.recipe.describe import training_rows
-from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.model_source import locate
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.support import datasets
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_MASTER_AND_MOMENTS = 12
 _OF_ROUNDS = "thinkprune.report_data"
-_MOST_STEPS = 10_000  # a larger grpo.max_num_steps only means: as many as the data gives
 _IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])")
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Bytes of the checkpoints: of one (0: not known), how many stay in a round (0: not known), and rounds.
-
-    `source` says where the size of the model comes from.
-    """
-
-    checkpoint: int = 0
-    kept: int = 0
-    rounds: int = 1
-    source: str = "without a recipe there is nothing to compare it with"
-
-    @property
-    def needed(self) -> int:
-        """Bytes that all rounds leave, with one checkpoint more while it is being written."""
-        return self.checkpoint * (self.kept * self.rounds + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,39 +57,17 @@ def needs_of(
         paths={key: _absolute(path) for key, path in named.items() if not is_hub_id(path)},
         unread=unread,
         hub=tuple(path for key, path in named.items() if is_hub_id(path) and key not in unread),
-        disk=disk_of(recipe, rounds=rounds, environment=environment),
+        disk=disk_of(recipe, rounds=rounds, environment=environment, engine=None if cluster else "local"),
         wandb=recipe.logger.wandb_enabled,
     )
 
 
-def disk_of(recipe: Recipe, *, rounds: bool, environment: Mapping[str, str]) -> Disk:
-    """Room for the checkpoints: weights, and float32 master weights with both moments, as the recipe keeps them."""
-    settings = recipe.checkpointing
+def disk_of(
+    recipe: Recipe, *, rounds: bool, environment: Mapping[str, str], engine: EngineName | None = None
+) -> Disk:
+    """Room for the checkpoints, by `costs.disk`; `engine` None: of the engine that stores more."""
     parameters, source = parameter_count(recipe.policy.model_name, environment)
-    if not settings.enabled:
-        return Disk(source="checkpointing.enabled is false")
-    weights = _BYTES.get(recipe.policy.precision, 4)
-    # in float32 the weights are their own master copy
-    optimizer = _MASTER_AND_MOMENTS - (4 if weights == 4 else 0)
-    saved = saved_steps(recipe)
-    kept = min(saved, settings.keep_top_k + 1) if settings.keep_top_k and saved else saved
-    return Disk(
-        parameters * (weights + (optimizer if settings.save_optimizer else 0)),
-        kept or (settings.keep_top_k + 1 if settings.keep_top_k else 0),
-        len(recipe.thinkprune.limits) if rounds else 1,
-        source,
-    )
-
-
-def saved_steps(recipe: Recipe) -> int:
-    """How many checkpoints one round writes at most; 0 when that depends on data that is not there yet."""
-    rows, grpo = training_rows(recipe), recipe.grpo
-    if rows is None and grpo.max_num_steps > _MOST_STEPS:
-        return 0
-    steps = grpo.max_num_steps
-    if rows is not None:
-        steps = min(steps, grpo.max_num_epochs * (rows // grpo.num_prompts_per_step))
-    return -(-steps // recipe.checkpointing.save_period)
+    return round_disk(recipe, parameters=parameters, rounds=rounds, source=source, engine=engine)
 
 
 def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, str]:
@@ -119,7 +75,7 @@ def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, st
 
     0 when none of them tells.
     """
-    for folder in _config_folders(model, environment):
+    for folder in config_folders(model, environment):
         try:
             return weight_map(read_hf_config(folder)).parameters, f"{folder}/config.json"
         except (CheckpointError, OSError, ValueError):
@@ -131,17 +87,6 @@ def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, st
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _config_folders(model: str, environment: Mapping[str, str]) -> Iterator[Path]:
-    try:
-        source = locate(model)
-    except UserError:
-        return
-    yield Path(source.folder)
-    home = environment.get("HF_HOME") or os.path.join(os.path.expanduser("~"), ".cache", "huggingface")
-    cache = Path(environment.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
-    yield from sorted((cache / f"models--{source.folder.replace('/', '--')}" / "snapshots").glob("*"))
 
 
 def _named(recipe: Recipe) -> Iterator[tuple[str, str]]:

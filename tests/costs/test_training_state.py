@@ -7,7 +7,13 @@ import pytest
 from nemo_thinkprune.costs.buffers import Bucket, Reduction, gradient_buffer, stage_buffer
 from nemo_thinkprune.costs.known_models import known_models
 from nemo_thinkprune.costs.shards import Split, split_of, stage_shapes
-from nemo_thinkprune.costs.training_state import Precision, precision_of, reduction_of, training_state
+from nemo_thinkprune.costs.training_state import (
+    EngineName,
+    Precision,
+    precision_of,
+    reduction_of,
+    training_state,
+)
 from nemo_thinkprune.recipe.load import load_recipe
 
 SIZES = [(100, False), (70, False), (10, False)]
@@ -64,6 +70,7 @@ def test_qwq_32b_under_nemo_rl_keeps_remainders_of_master_weights() -> None:
         ("local", [], Precision(2, 2, 4, 8, 4)),
         ("local", ["policy.precision=float32"], Precision(4, 4, 0, 8, 0)),
         ("nemo-rl", ["policy.precision=float16"], Precision(2, 2, 4, 8, 0)),
+        ("nemo-rl", ["policy.precision=float32"], Precision(4, 4, 4, 8, 0)),
         (
             "local",
             ["policy.megatron_cfg.distributed_data_parallel_config.grad_reduce_in_fp32=true"],
@@ -76,7 +83,7 @@ def test_qwq_32b_under_nemo_rl_keeps_remainders_of_master_weights() -> None:
         ),
     ],
 )
-def test_bytes_of_a_parameter(engine: str, words: list[str], expected: Precision) -> None:
+def test_bytes_of_a_parameter(engine: EngineName, words: list[str], expected: Precision) -> None:
     assert precision_of(load_recipe("qwq-32b-4k-8n8g", words), engine=engine) == expected
 
 

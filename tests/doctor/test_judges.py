@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from nemo_thinkprune.costs.disk import Disk
 from nemo_thinkprune.doctor.facts import (
     File,
     Folder,
@@ -25,7 +26,7 @@ from nemo_thinkprune.doctor.judge_gpus import judge_gpus, visible_count, visible
 from nemo_thinkprune.doctor.judge_machine import judge_machine
 from nemo_thinkprune.doctor.judge_network import judge_clocks, judge_network
 from nemo_thinkprune.doctor.judge_software import judge_software
-from nemo_thinkprune.doctor.needs import Disk, Needs
+from nemo_thinkprune.doctor.needs import Needs
 
 GB = 10**9
 CLUSTER = Needs(engine="nemo-rl", is_cluster=True, nodes=2, gpus=2)
