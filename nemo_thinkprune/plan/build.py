@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.weight_map import padded_vocab_size
-from nemo_thinkprune.costs.buffers import Buffer, stage_buffer
+from nemo_thinkprune.costs.buffers import Buffer, Reduction, stage_buffer
 from nemo_thinkprune.costs.shards import Split, layers_of_stage, split_of, stage_parameters, stage_shapes
-from nemo_thinkprune.costs.training_state import Precision, precision_of, reduction_of
+from nemo_thinkprune.costs.training_state import EngineName, Precision, precision_of, reduction_of
 from nemo_thinkprune.recipe.checks_layout import layout_problems
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.local_support import RESTRICTIONS
@@ -74,11 +74,13 @@ class Expected:
     precision: Precision
 
 
-def build_and_compare(recipe: Recipe, model: ModelConfig, *, say: Callable[[str], None]) -> list[BuiltStage]:
+def build_and_compare(
+    recipe: Recipe, model: ModelConfig, *, engine: EngineName = "nemo-rl", say: Callable[[str], None]
+) -> list[BuiltStage]:
     """Build all ranks that train, one after the other, and compare each with the closed form; one row per stage.
 
-    Gradients are reduced and optimizer state is shared as NeMo-RL's Megatron worker has it. `say` gets a line of
-    progress every few seconds.
+    Gradients are reduced and optimizer state is shared as `engine` does it. `say` gets a line of progress every few
+    seconds.
 
     Raises:
         UserError: The layout does not divide, or the recipe asks for what is not built here.
@@ -86,8 +88,10 @@ def build_and_compare(recipe: Recipe, model: ModelConfig, *, say: Callable[[str]
     """
     refuse_unbuildable(recipe, model)
     split = split_of(recipe)
-    expected = [expected_stage(model, split, stage, recipe=recipe) for stage in range(split.pp)]
-    ranks = _built(recipe, model, split, say=say)
+    expected = [
+        expected_stage(model, split, stage, recipe=recipe, engine=engine) for stage in range(split.pp)
+    ]
+    ranks = _built(recipe, model, split, reduction=reduction_of(recipe, engine=engine), say=say)
     for rank in ranks:
         if fault := next(rank_faults(rank, expected[rank.pp_rank]), None):
             raise BuildMismatch(f"{rank}: {fault}")
@@ -96,16 +100,18 @@ def build_and_compare(recipe: Recipe, model: ModelConfig, *, say: Callable[[str]
     return [_row(stage, ranks, expected[stage]) for stage in range(split.pp)]
 
 
-def expected_stage(model: ModelConfig, split: Split, stage: int, *, recipe: Recipe) -> Expected:
+def expected_stage(
+    model: ModelConfig, split: Split, stage: int, *, recipe: Recipe, engine: EngineName = "nemo-rl"
+) -> Expected:
     """The closed form of one stage; raises UserError as `stage_shapes`."""
-    reduction, shapes = reduction_of(recipe), stage_shapes(model, split, stage)
+    reduction, shapes = reduction_of(recipe, engine=engine), stage_shapes(model, split, stage)
     return Expected(
         layers=layers_of_stage(model, split, stage),
         shapes=shapes,
         parameters=stage_parameters(model, split, stage),
         buffer=stage_buffer(shapes, model, split, stage, reduction),
         shards=split.shards if reduction.distributed else 1,
-        precision=precision_of(recipe),
+        precision=precision_of(recipe, engine=engine),
     )
 
 
@@ -139,6 +145,25 @@ def table(stages: Sequence[BuiltStage]) -> str:
         f"{ranks} of {ranks} ranks equal the closed form: layers, shapes, parameters, bytes, buffers, shares"
     )
     return f"{render(head, rows)}\n{closing}"
+
+
+def stage_values(stages: Sequence[BuiltStage]) -> list[dict[str, int]]:
+    """What was built as JSON values, one object a stage; bytes and counts are of one rank."""
+    return [
+        {
+            "stage": stage.stage,
+            "first_layer": stage.layers.start,
+            "layers": len(stage.layers),
+            "ranks": stage.ranks,
+            "parameters": stage.parameters,
+            "closed_form_parameters": stage.formula,
+            "weight_bytes": stage.weight_bytes,
+            "gradient_buffer_elements": stage.gradient_elements,
+            "gradient_buffer_bytes": stage.gradient_bytes,
+            "optimizer_elements": stage.optimizer_elements,
+        }
+        for stage in stages
+    ]
 
 
 def refuse_unbuildable(recipe: Recipe, model: ModelConfig) -> None:
@@ -202,7 +227,12 @@ def world_faults(ranks: Sequence[BuiltRank], model: ModelConfig, split: Split) -
 
 
 def _built(
-    recipe: Recipe, model: ModelConfig, split: Split, *, say: Callable[[str], None]
+    recipe: Recipe,
+    model: ModelConfig,
+    split: Split,
+    *,
+    reduction: Reduction,
+    say: Callable[[str], None],
 ) -> list[BuiltRank]:
     built: list[BuiltRank] = []
     say(f"building {split.world} ranks on the meta device: {_layout(split)}")
@@ -211,7 +241,7 @@ def _built(
         from nemo_thinkprune.plan.built_rank import built_rank, meta_device
         from nemo_thinkprune.training.session import model_options
 
-        options, reduction = model_options(recipe), reduction_of(recipe)
+        options = model_options(recipe)
         began = told = time.monotonic()
         with meta_device() as device:
             for rank in range(split.world):

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs.known_models import architecture_of
 from nemo_thinkprune.plan import plan_json, table
 from nemo_thinkprune.plan.advice import advise
+from nemo_thinkprune.plan.build import BuildMismatch, build_and_compare, stage_values
+from nemo_thinkprune.plan.build import table as built_table
 from nemo_thinkprune.plan.plan import Plan, engine_for, make_plan
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
+from nemo_thinkprune.recipe.schema import Recipe
 
 FITS, DOES_NOT_FIT = 0, 1
 
@@ -28,7 +34,7 @@ def plan(
     model: Path | None,
     say: Callable[[str], None],
 ) -> int:
-    """Plan a recipe and tell what it needs; exit code 0 when it fits, 1 when it does not.
+    """Plan a recipe and tell what it needs; exit code 0 when it fits, 1 when it does not or a count was wrong.
 
     Args:
         recipe: File or name of a recipe.
@@ -56,10 +62,35 @@ def plan(
 
     made = make_plan(given, found.config, gpu=gpu)
     advice = advise(made, replan)
+    built = _built(made, given, found.config, say=_silent if as_json else say) if build else None
     if as_json:
         values = plan_json.plan_values(made, name=recipe, source=found.source, advice=advice)
-        say(json.dumps(values, indent=2))
+        say(json.dumps(values if built is None else {**values, "built": built.values}, indent=2))
     else:
         for line in table.lines(made, source=found.source, advice=advice):
             say(line)
-    return FITS if made.fits else DOES_NOT_FIT
+        if built is not None:
+            say(f"\n{built.text}")
+    return FITS if made.fits and (built is None or built.equal) else DOES_NOT_FIT
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    equal: bool
+    text: str
+    values: dict[str, Any]
+
+
+def _built(made: Plan, recipe: Recipe, model: ModelConfig, *, say: Callable[[str], None]) -> _Built:
+    """Every rank's module beside the closed form, as text and as JSON values."""
+    try:
+        stages = build_and_compare(recipe, model, engine=made.engine, say=say)
+    except BuildMismatch as error:
+        return _Built(
+            False, f"error: what was built is not what the plan counts with: {error}", {"fault": str(error)}
+        )
+    return _Built(True, built_table(stages), {"fault": None, "stages": stage_values(stages)})
+
+
+def _silent(_: str) -> None:
+    """Progress must not stand among JSON."""

@@ -13,10 +13,12 @@ from nemo_thinkprune.costs.memory import gpu_phases, largest_tensor_bytes
 from nemo_thinkprune.costs.parts import GIB, PhaseMemory, worst
 from nemo_thinkprune.costs.resident import resident_phases
 from nemo_thinkprune.costs.shards import Split, split_of
+from nemo_thinkprune.costs.training_state import EngineName
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 
-LOCAL, NEMO_RL = "local", "nemo-rl"
+LOCAL: EngineName = "local"
+NEMO_RL: EngineName = "nemo-rl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Plan:
 
     recipe: Recipe
     model: ModelConfig
-    engine: str
+    engine: EngineName
     split: Split
     phases: tuple[PhaseMemory, ...]
     capacity: int
@@ -68,7 +70,7 @@ class Plan:
         return max((one.bytes for one in self.shortages), default=0)
 
 
-def engine_for(recipe: Recipe) -> str:
+def engine_for(recipe: Recipe) -> EngineName:
     """The engine that a plan is made for: the local one where the recipe asks for CPUs."""
     return LOCAL if recipe.thinkprune.runtime.device == "cpu" else NEMO_RL
 

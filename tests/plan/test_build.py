@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints_tools.hf_config import config_to_dict
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs.buffers import Reduction
 from nemo_thinkprune.costs.known_models import known_models
 from nemo_thinkprune.costs.shards import Split, split_of
 from nemo_thinkprune.costs.training_state import precision_of, reduction_of
-from nemo_thinkprune.plan import build
+from nemo_thinkprune.plan import build, commands
 from nemo_thinkprune.plan.build import BuildMismatch, build_and_compare, rank_faults, table, world_faults
 from nemo_thinkprune.plan.built_rank import BuiltRank, built_rank, meta_device
 from nemo_thinkprune.policy.model import ModelOptions
@@ -27,6 +29,12 @@ TINY = ModelConfig(
     "Qwen2ForCausalLM", 64, 8, 4, 2, 16, 96, 130, False, 1e4, None, 1e-6, True, False, 512, 0.02, "float32"
 )  # fmt: skip
 MEGATRON = "policy.megatron_cfg"
+# Short sequences, for the few positions of the tiny model, on 8 ranks.
+LOCAL = (
+    "cluster.gpus_per_node=8",
+    "thinkprune.limits=[64]",
+    "data.max_input_seq_length=64",
+)
 
 
 def small(*words: str, gpus: int = 8) -> Recipe:
@@ -173,3 +181,30 @@ def test_ranks_together_hold_every_layer_and_row_once(four: list[BuiltRank]) -> 
 def test_nothing_is_left_of_the_fake_world(four: list[BuiltRank]) -> None:
     assert not torch.distributed.is_initialized()
     assert torch.empty(1).device.type == "cpu"
+
+
+def test_the_verb_tells_what_was_built_and_a_difference_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(TINY)))
+    words = [f"policy.model_name={tmp_path}", *layout(tp=2, pp=2), *LOCAL]
+
+    def run(**options: bool) -> tuple[int, str]:
+        lines: list[str] = []
+        settings = {"as_json": False, "build": True, **options}
+        code = commands.plan("thinkprune", words, gpu="h100-80g", model=None, say=lines.append, **settings)
+        return code, "\n".join(lines)
+
+    code, text = run()
+    assert code == 0 and "8 of 8 ranks equal the closed form" in text
+    code, text = run(as_json=True)
+    built = json.loads(text)["built"]
+    assert code == 0 and built["fault"] is None
+    assert [stage["parameters"] for stage in built["stages"]] == [
+        stage["closed_form_parameters"] for stage in built["stages"]
+    ]
+    assert "built" not in json.loads(run(as_json=True, build=False)[1])
+    monkeypatch.setattr(build, "stage_parameters", lambda *_: 7)
+    code, text = run()
+    assert code == 1 and "rank 0 (stage 0, tensor rank 0, data rank 0): parameters: " in text
+    assert "7 expected" in json.loads(run(as_json=True)[1])["built"]["fault"]
