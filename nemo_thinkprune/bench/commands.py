@@ -128,11 +128,11 @@ class _Peaks:
             return given_peak(self.tflops)
         if conditions.device == "cuda":
             return gpu_peak(machine.gpus, conditions.precision)
+        precision, threads = conditions.precision, conditions.threads or 1
         if self.before is not None:
-            measured = [self.before, self._beside()]
-        else:
-            measured = [told["flops_per_s"] for told in records.devices]
-        return cpu_peak(measured, precision=conditions.precision, threads=conditions.threads or 1)
+            return cpu_peak([self.before, self._beside()], precision=precision, threads=threads, beside=True)
+        measured = [told["flops_per_s"] for told in records.devices]
+        return cpu_peak(measured, precision=precision, threads=threads)
 
 
 def _assembled(name: str, plan: Plan, records: Records, peaks: _Peaks) -> Result:

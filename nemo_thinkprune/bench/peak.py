@@ -47,12 +47,13 @@ def gpu_peak(names: Sequence[str], precision: str) -> Peak:
     return Peak(flops_per_s=gpu.bf16_flops, source=f"dense {precision} peak of {gpu.name}: {gpu.source}")
 
 
-def cpu_peak(measured: Sequence[float], *, precision: str, threads: int) -> Peak:
-    """The best of what the ranks measured before and after the steps."""
-    how = "matrix products before and after the steps, the ranks at the same time"
+def cpu_peak(measured: Sequence[float], *, precision: str, threads: int, beside: bool = False) -> Peak:
+    """The best of what was measured before and after the steps: by the ranks, or `beside` them by one process."""
+    who = "by one process" if beside else "by all ranks at the same time"
+    count = "one thread" if threads == 1 else f"{threads} threads"
     return Peak(
         flops_per_s=max(measured),
-        source=f"measured: the quickest of many {precision} {how}, {_threads(threads)} to each",
+        source=f"measured before and after the steps {who}: the quickest of many {precision} matrix products on {count}",
     )
 
 
@@ -65,7 +66,3 @@ def cpu_peak_beside(precision: str, threads: int) -> float:
     command = [sys.executable, "-P", "-m", _MATMUL, precision, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
     return float(done.stdout)
-
-
-def _threads(count: int) -> str:
-    return "one thread" if count == 1 else f"{count} threads"

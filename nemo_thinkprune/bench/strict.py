@@ -87,7 +87,7 @@ def _decode_choice(choices: tuple[Any, ...], value: Any, place: str) -> Any:
 def _decode_plain(kind: type, value: Any, place: str) -> Any:
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"{place or 'it'} is {_shown(value)}, not {_NAMES[kind]}")
     return value
 

@@ -11,6 +11,7 @@ from nemo_thinkprune.bench.summary import RATES
 from nemo_thinkprune.reporting.table import DASH, render
 
 WIDTH = 110
+_SOFTWARE = ("torch", "megatron-core", "vllm")
 _HEAD = ("phase", "seconds", "quartiles", "min .. max", "share", "CPU s", "peak MiB", "MFU", "HFU")
 
 
@@ -21,26 +22,31 @@ def result_table(result: Result) -> str:
 
 def _title(result: Result) -> str:
     work, how, machine = result.work, result.conditions, result.machine
-    layout = f"TP{how.tensor_parallel} x PP{how.pipeline_parallel} x CP{how.context_parallel} x DP{how.data_parallel}"
-    tokens = sum(s.prompt_tokens for s in result.steps), sum(s.response_tokens for s in result.steps)
-    count = len(result.steps)
-    where = ", ".join(sorted(set(machine.gpus))) or f"{machine.processor}, {machine.cores} cores usable"
-    versions = (
-        f"{name} {machine.packages[name]}" for name in ("torch", "megatron-core") if name in machine.packages
+    count, sizes = len(result.steps), f"TP{how.tensor_parallel} x PP{how.pipeline_parallel}"
+    prompts = sum(step.prompt_tokens for step in result.steps) / count
+    responses = sum(step.response_tokens for step in result.steps) / count
+    where = (
+        ", ".join(sorted(set(machine.gpus)))
+        or f"{machine.processor}, {counted(machine.cores, 'core')} usable"
     )
-    threads = "" if how.threads is None else f", {how.threads} thread{'s' * (how.threads != 1)} each"
-    return "\n".join(
-        [
-            f"{result.recipe} on {how.engine}: {count} step{'s' * (count != 1)} measured after {result.warmup} of warm-up",
-            f"Work:     {work.model.architecture}, {work.model.parameters:,} parameters; {work.prompts} x {work.samples} "
-            f"responses of at most {work.limit} tokens{' (fixed length)' * work.fixed_length}; "
-            f"{work.updates} update{'s' * (work.updates != 1)} a step",
-            f"Tokens:   a step has {tokens[0] / count:,.0f} of prompts and {tokens[1] / count:,.0f} of responses (mean)",
-            f"Layout:   {layout}, {how.devices} device{'s' * (how.devices != 1)} ({how.device}{threads}), {how.precision}, "
-            f"{how.batches}; recomputed: {how.recompute}",
-            f"Machine:  {where}; {', '.join(versions)}",
-        ]
-    )
+    software = [f"{name} {machine.packages[name]}" for name in _SOFTWARE if name in machine.packages]
+    threads = "" if how.threads is None else f", {counted(how.threads, 'thread')} each"
+    lines = [
+        f"{result.recipe} on {how.engine}: {counted(count, 'step')} measured after {result.warmup} of warm-up",
+        f"Work:     {work.model.architecture}, {work.model.parameters:,} parameters; {work.prompts} x {work.samples} "
+        f"responses of at most {work.limit} tokens{' (fixed length)' * work.fixed_length}; "
+        f"{counted(work.updates, 'update')} a step",
+        f"Tokens:   a step has {prompts:,.0f} of prompts and {responses:,.0f} of responses (mean)",
+        f"Layout:   {sizes} x CP{how.context_parallel} x DP{how.data_parallel}, {counted(how.devices, 'device')} "
+        f"({how.device}{threads}), {how.precision}, {how.batches}; recomputed: {how.recompute}",
+        f"Machine:  {'; '.join([where, *software])}",
+    ]
+    return "\n".join(map(_filled, lines))
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things: ``1 step``, ``3 steps``."""
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _phases(result: Result) -> str:
@@ -126,5 +132,10 @@ def _remarks(result: Result) -> str:
 
 def _filled(text: str) -> str:
     return textwrap.fill(
-        text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        text,
+        WIDTH,
+        subsequent_indent="    ",
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

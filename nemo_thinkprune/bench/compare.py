@@ -1,0 +1,228 @@
+"""Two benchmarks of the same work: ratios with their spread.  Different work is refused, field by field."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from nemo_thinkprune.bench.phases import LABELS, PARTS, ROLLOUT, ROLLOUT_AND_SCORING, UPDATE
+from nemo_thinkprune.bench.result import Machine, MeasuredStep, Result
+from nemo_thinkprune.bench.spread import FEWEST, Ratio, paired_ratio, ratio_of_medians, spread
+from nemo_thinkprune.bench.summary import GENERATED, RATES, STEP_TOKENS, TRAINED, devices_of
+from nemo_thinkprune.bench.table import WIDTH, seconds
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.reporting.table import DASH, render
+
+ALLOWED_TOKENS = 0.02
+"""Without fixed lengths two runs may differ by this share in the tokens of a step and still be the same work."""
+
+_WORDS = {None: "too few steps to say", True: "differs", False: "no difference beyond the spread"}
+_NAMES = {"limit": "limit (response tokens)", "problems": "problems (SHA-256 of their ids)"}
+
+Take = Callable[[MeasuredStep], float | None]
+
+
+def comparison(a: Result, b: Result) -> str:
+    """Ratios of B to A as text.
+
+    Raises:
+        UserError: They measured different work; names every field in which it differs.
+    """
+    refuse_other_work(a, b)
+    paired = same_steps(a, b)
+    rows = [
+        row for name, take in _quantities(a, b) if (row := _row(name, take, a, b, paired=paired)) is not None
+    ]
+    head = ("B / A", "A median", "B median", "ratio", "95% interval", "")
+    return "\n\n".join([_title(a, b), render(head, rows), _remarks(a, b, paired=paired)])
+
+
+def refuse_other_work(a: Result, b: Result) -> None:
+    """Refuse to compare different work.
+
+    Raises:
+        UserError: naming every field in which it differs, with both values.
+    """
+    problems = list(_differences(a.work, b.work))
+    if a.warmup != b.warmup:
+        problems.append(f"  warm-up steps: {a.warmup} and {b.warmup} (other steps have other prompts)")
+    if not problems:
+        problems = list(_other_tokens(a, b))
+    if problems:
+        listed = "\n".join(problems)
+        raise UserError(
+            f"A and B measured different work, so no ratio of their times means anything:\n{listed}\n"
+            "measure both with the same recipe, --steps and --warmup; --fixed-length makes lengths equal"
+        )
+
+
+def _differences(a: Any, b: Any, place: str = "") -> Iterator[str]:
+    """Each field of two dataclasses that differs, as a line with both values."""
+    for field in fields(a):
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        if is_dataclass(one):
+            yield from _differences(one, other, f"{place}{field.name}.")
+        elif one != other:
+            name = place + _NAMES.get(field.name, field.name.replace("_", " "))
+            yield f"  {name}: {_shown(one)} and {_shown(other)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
+
+
+def _other_tokens(a: Result, b: Result) -> Iterator[str]:
+    """Token counts of a step that are further apart than rounding makes them."""
+    counts: tuple[tuple[str, Callable[[MeasuredStep], int]], ...] = (
+        ("prompt tokens of a step (mean)", lambda step: step.prompt_tokens),
+        ("response tokens of a step (mean)", lambda step: step.response_tokens),
+    )
+    for name, count in counts:
+        one, other = (sum(map(count, r.steps)) / len(r.steps) for r in (a, b))
+        if not math.isclose(one, other, rel_tol=ALLOWED_TOKENS):
+            yield f"  {name}: {one:,.1f} and {other:,.1f}"
+
+
+def same_steps(a: Result, b: Result) -> bool:
+    """Whether both measured the same steps with the very same lengths, so that they can be paired."""
+    one, other = ([(step.step, step.lengths) for step in r.steps] for r in (a, b))
+    return one == other
+
+
+def _quantities(a: Result, b: Result) -> Iterator[tuple[str, Callable[[Result], Take]]]:
+    """What is compared: a name, and how a result's step tells it."""
+    for name in common_phases(a, b):
+        yield f"{LABELS[name]}, s", _same(lambda step, name=name: phase_seconds(step, name))
+    yield "step, s", _same(lambda step: step.seconds)
+    yield "step, CPU s", _same(_cpu)
+    yield "checkpoint, s", _same(lambda step: step.checkpoint.seconds if step.checkpoint else None)
+    yield RATES[GENERATED], lambda r: lambda step: _generated(r, step)
+    yield RATES[TRAINED], lambda r: lambda step: _per_device(r, _tokens(step), step, UPDATE)
+    yield RATES[STEP_TOKENS], lambda r: lambda step: _tokens(step) / (step.seconds * r.conditions.devices)
+
+
+def _same(take: Any) -> Callable[[Result], Take]:
+    return lambda result: take
+
+
+def common_phases(a: Result, b: Result) -> list[str]:
+    """Phases that both can tell: what one measured as one and the other as several is compared as one."""
+    names = set(a.summary.phases) | set(b.summary.phases)
+    for whole, parts in PARTS.items():
+        if whole in names and names.intersection(parts) - {whole} and not _has_all(parts, a, b):
+            names = names.difference(parts) | {whole}
+    return [name for name in LABELS if name in names]
+
+
+def _has_all(parts: Sequence[str], a: Result, b: Result) -> bool:
+    """Whether both results measured the parts apart, those that they have at all."""
+    one, other = (set(r.summary.phases).intersection(parts) for r in (a, b))
+    return one == other
+
+
+def phase_seconds(step: MeasuredStep, name: str) -> float:
+    """Seconds of a phase, put together from its parts where the step has those; 0 where it has neither."""
+    uses = [step.phases[part] for part in {name, *PARTS.get(name, ())} if part in step.phases]
+    return sum(use.seconds for use in uses)
+
+
+def _cpu(step: MeasuredStep) -> float | None:
+    values = [use.cpu_seconds for use in step.phases.values()]
+    return None if None in values else sum(value for value in values if value is not None)
+
+
+def _tokens(step: MeasuredStep) -> int:
+    return step.prompt_tokens + step.response_tokens
+
+
+def _generated(result: Result, step: MeasuredStep) -> float | None:
+    if GENERATED not in result.summary.rates:
+        return None
+    name = next(n for n in (ROLLOUT, ROLLOUT_AND_SCORING) if n in step.phases)
+    return _per_device(result, step.response_tokens, step, name)
+
+
+def _per_device(result: Result, tokens: int, step: MeasuredStep, name: str) -> float:
+    return tokens / (step.phases[name].seconds * devices_of(name, result.conditions))
+
+
+def _row(
+    name: str, take: Callable[[Result], Take], a: Result, b: Result, *, paired: bool
+) -> tuple[str, ...] | None:
+    one, other = ([take(r)(step) for step in r.steps] for r in (a, b))
+    first = [value for value in one if value is not None]
+    second = [value for value in other if value is not None]
+    if len(first) < len(one) or len(second) < len(other):
+        return None  # one of the engines does not tell it
+    medians = spread(first).median, spread(second).median
+    form = seconds if name.endswith(" s") else (lambda value: f"{value:,.1f}")
+    if min(first) <= 0 or min(second) <= 0:
+        note = "not in A" if not any(first) else "not in B" if not any(second) else "too short to compare"
+        return (name, form(medians[0]), form(medians[1]), DASH, DASH, note)
+    ratio = (paired_ratio if paired else ratio_of_medians)(first, second)
+    return (name, form(medians[0]), form(medians[1]), f"{ratio.value:.3f}", _interval(ratio), verdict(ratio))
+
+
+def _interval(ratio: Ratio) -> str:
+    return DASH if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
+
+
+def verdict(ratio: Ratio) -> str:
+    """What the ratio says, in words."""
+    return _WORDS[ratio.beyond_spread]
+
+
+def _title(a: Result, b: Result) -> str:
+    return "\n".join(
+        f"{name}: {r.recipe} on {r.conditions.engine}, {len(r.steps)} steps, measured {r.made}"
+        for name, r in (("A", a), ("B", b))
+    )
+
+
+def _remarks(a: Result, b: Result, *, paired: bool) -> str:
+    how = (
+        "Ratios are medians of B / A step by step, as both did the very same steps (equal lengths)."
+        if paired
+        else "Ratios are those of the medians: lengths differ a little between A and B, or their numbers of steps do."
+    )
+    lines = [
+        f"{how} Intervals: percentile bootstrap over steps. Below 1 B takes less time; above 1 a rate of B is higher.",
+        *_listed("What differs in how it was done", _differences(a.conditions, b.conditions)),
+        *_listed("WARNING, the machine or its software differs", _machine(a.machine, b.machine)),
+    ]
+    if a.recipe_sha256 != b.recipe_sha256:
+        lines.append("The recipes are not the same in every setting.")
+    if min(len(a.steps), len(b.steps)) < 5:
+        lines.append(
+            f"With fewer than 5 steps an interval is too narrow; with fewer than {FEWEST} there is none."
+        )
+    for name, result in (("A", a), ("B", b)):
+        lines += [f"ERROR in the measurement of {name}: {error}" for error in result.errors]
+    return "\n".join(_filled(line) for line in lines)
+
+
+def _listed(title: str, lines: Iterator[str]) -> list[str]:
+    found = [line.strip() for line in lines]
+    return [f"{title}: {'; '.join(found)}."] if found else []
+
+
+def _machine(a: Machine, b: Machine) -> Iterator[str]:
+    for field in fields(a):
+        if field.name != "packages" and (one := getattr(a, field.name)) != (other := getattr(b, field.name)):
+            yield f"{field.name}: {_shown(one)} and {_shown(other)}"
+    for name in sorted({*a.packages, *b.packages}):
+        one, other = a.packages.get(name, "none"), b.packages.get(name, "none")
+        if one != other:
+            yield f"{name} {one} and {other}"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
