@@ -1,0 +1,135 @@
+"""A recipe's predicted step: which passes it makes, what is printed as assumed, and the published rows."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_thinkprune.costs.flops import RECOMPUTE_ALL, Work
+from nemo_thinkprune.costs.gpus import GPUS
+from nemo_thinkprune.costs.known_models import known_models
+from nemo_thinkprune.costs.time_assumptions import TimeAssumptions
+from nemo_thinkprune.plan.time_table import RESPONSE_SHARE, step_of, time_lines, time_rows, time_values
+from nemo_thinkprune.recipe.load import load_recipe
+
+H100 = GPUS["h100-80g"]
+WORK = Work(prompts=[10], responses=[10])
+
+
+def planned(name: str, *overrides: str, gpu=H100, **more):
+    recipe = load_recipe(name, overrides)
+    return time_rows(recipe, known_models()[recipe.policy.model_name], gpu, **more)
+
+
+def step(name: str, *overrides: str, gpu=H100):
+    recipe = load_recipe(name, overrides)
+    return step_of(recipe, known_models()[recipe.policy.model_name], gpu, work=WORK)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwq-32b-4k-4n8g",
+        "qwq-32b-4k-8n8g",
+        "qwq-32b-2k-4n8g",
+        "r1-distill-qwen-1.5b-4k",
+        "deepscaler-1.5b-4k",
+    ],
+)
+def test_recipes_get_a_step_time_with_everything_assumed_named(name):
+    plan = planned(name)
+    assert plan.step is not None
+    assert plan.step.seconds == pytest.approx(sum(p.seconds for p in plan.step.phases))
+    assert 0 < plan.step.train_mfu < 1
+    text = "\n".join(time_lines(plan))
+    for one in TimeAssumptions().listed():
+        assert f"{one.name} = {one.value:g} {one.unit}: {one.source}" in text
+    assert f"mean response = {RESPONSE_SHARE} of the limit" in text
+    assert "not measured" in text
+    values = json.loads(json.dumps(time_values(plan)))
+    assert values["step_seconds"] == plan.step.seconds
+    assert {one["name"] for one in values["assumed"]} >= {"mean response", "prompt", "layer_efficiency"}
+
+
+def test_a_given_length_is_not_printed_as_assumed():
+    plan = planned("qwq-32b-4k-4n8g", response_tokens=2000, prompt_tokens=200)
+    assert plan.response_tokens == pytest.approx(2000, rel=2e-3)
+    assert not {"mean response", "prompt"} & {one.name for one in plan.assumed}
+    assert plan.step.tokens == pytest.approx(2048 * 2200, rel=2e-3)
+
+
+def test_asynchronous_recipe_generates_beside_training():
+    plan = planned("qwq-32b-4k-8n8g-async")
+    assert plan.beside and plan.step.gpus == 64
+    assert plan.step.seconds < sum(p.seconds for p in plan.step.phases)
+
+
+def test_passes_follow_the_loss():
+    both = step("qwq-32b-4k-4n8g")
+    assert (both.passes, both.reference, both.updates) == (2, True, 1)
+    assert both.recompute == RECOMPUTE_ALL
+    on_policy = step("qwq-32b-4k-4n8g", "loss_fn.force_on_policy_ratio=true")
+    assert (on_policy.passes, on_policy.reference) == (1, True)
+    none = step(
+        "qwq-32b-4k-4n8g", "loss_fn.force_on_policy_ratio=true", "loss_fn.reference_policy_kl_penalty=0"
+    )
+    assert (none.passes, none.reference) == (0, False)
+    four = step("qwq-32b-4k-4n8g", "policy.train_global_batch_size=512")
+    assert four.updates == 4
+
+
+def test_recomputation_and_rows_follow_the_recipe():
+    selective = step("qwq-32b-4k-4n8g", "policy.megatron_cfg.recompute_granularity=selective")
+    assert selective.recompute == ("core_attn",)
+    assert step("qwq-32b-4k-4n8g", "policy.megatron_cfg.activation_checkpointing=false").recompute == ()
+    recipe = load_recipe("qwq-32b-4k-4n8g")
+    assert selective.train_rows.tokens == recipe.policy.sequence_packing.train_mb_tokens
+    assert selective.train_rows.full
+    loose = step("r1-distill-qwen-1.5b-4k", "policy.sequence_packing.enabled=false")
+    assert loose.train_rows.tokens is None and not loose.train_rows.full
+
+
+def test_the_engines_follow_the_recipe_and_the_gpu():
+    engines = step("qwq-32b-4k-4n8g").engines
+    assert (engines.count, engines.tp, engines.most_sequences) == (8, 4, 1024)
+    assert step("qwq-32b-4k-4n8g", gpu=GPUS["a100-80g"]).engines.most_sequences == 256
+    assert step("qwq-32b-4k-4n8g", gpu=GPUS["h200-141g"]).engines.cache_tokens > 2 * engines.cache_tokens
+    few = step("qwq-32b-4k-4n8g", "policy.generation.vllm_kwargs={max_num_seqs: 7}")
+    assert few.engines.most_sequences == 7
+
+
+def test_an_engine_without_room_is_said_not_raised():
+    plan = planned("qwq-32b-4k-4n8g", "policy.generation.vllm_cfg.gpu_memory_utilization=0.22")
+    assert plan.step is None
+    assert "cache holds" in plan.problem
+    assert list(time_lines(plan)) == [f"step time: none, {plan.problem}"]
+    assert time_values(plan) == {"problem": plan.problem}
+
+
+@pytest.fixture(scope="module")
+def published():
+    file = Path(__file__).parents[2] / "benchmarks" / "published_step.py"
+    spec = importlib.util.spec_from_file_location("published_step", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_published_h100_rows_are_met_within_what_the_docs_say(published):
+    errors = {}
+    for row in published.ROWS:
+        plan = published.predict(row)
+        assert row.prompt in range(100, 135)
+        if row.gpu is H100:
+            errors[row.name] = plan.step.seconds / row.seconds - 1
+    assert len(errors) == 4
+    assert all(-0.30 < error < 0.05 for error in errors.values()), errors
+
+
+def test_sensitivity_names_every_assumption(published):
+    text = "\n".join(published.sensitivity(published.ROWS[0]))
+    for one in TimeAssumptions().listed():
+        assert one.name in text
