@@ -9,9 +9,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from nemo_thinkprune.bench.phases import LABELS, PARTS, ROLLOUT, ROLLOUT_AND_SCORING, UPDATE
-from nemo_thinkprune.bench.result import Machine, MeasuredStep, Result
+from nemo_thinkprune.bench.result import Machine, MeasuredStep, PhaseUse, Result
 from nemo_thinkprune.bench.spread import FEWEST, Ratio, paired_ratio, ratio_of_medians, spread
-from nemo_thinkprune.bench.summary import GENERATED, RATES, STEP_TOKENS, TRAINED, devices_of
+from nemo_thinkprune.bench.summary import GENERATED, RATES, STEP_TOKENS, TRAINED, devices_of, use_of_step
 from nemo_thinkprune.bench.table import WIDTH, seconds
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.reporting.table import DASH, render
@@ -19,8 +19,9 @@ from nemo_thinkprune.reporting.table import DASH, render
 ALLOWED_TOKENS = 0.02
 """Without fixed lengths two runs may differ by this share in the tokens of a step and still be the same work."""
 
+_WORTH_A_ROW = 0.01
 _WORDS = {None: "too few steps to say", True: "differs", False: "no difference beyond the spread"}
-_NAMES = {"limit": "limit (response tokens)", "problems": "problems (SHA-256 of their ids)"}
+_NAMES = {"limit": "limit (response tokens)", "problems": "problems (SHA-256 of the ids of the first step)"}
 
 Take = Callable[[MeasuredStep], float | None]
 
@@ -47,15 +48,13 @@ def refuse_other_work(a: Result, b: Result) -> None:
         UserError: naming every field in which it differs, with both values.
     """
     problems = list(_differences(a.work, b.work))
-    if a.warmup != b.warmup:
-        problems.append(f"  warm-up steps: {a.warmup} and {b.warmup} (other steps have other prompts)")
     if not problems:
         problems = list(_other_tokens(a, b))
     if problems:
         listed = "\n".join(problems)
         raise UserError(
             f"A and B measured different work, so no ratio of their times means anything:\n{listed}\n"
-            "measure both with the same recipe, --steps and --warmup; --fixed-length makes lengths equal"
+            "measure both with the same recipe and data; --fixed-length makes lengths equal"
         )
 
 
@@ -100,7 +99,10 @@ def _quantities(a: Result, b: Result) -> Iterator[tuple[str, Callable[[Result], 
     for name in common_phases(a, b):
         yield f"{LABELS[name]}, s", _same(lambda step, name=name: phase_seconds(step, name))
     yield "step, s", _same(lambda step: step.seconds)
-    yield "step, CPU s", _same(_cpu)
+    for name in common_phases(a, b):
+        if max(phase_share(a, name), phase_share(b, name)) >= _WORTH_A_ROW:
+            yield f"{LABELS[name]}, CPU s", _same(lambda step, name=name: phase_cpu_seconds(step, name))
+    yield "step, CPU s", _same(lambda step: use_of_step(step).cpu_seconds)
     yield "checkpoint, s", _same(lambda step: step.checkpoint.seconds if step.checkpoint else None)
     yield RATES[GENERATED], lambda r: lambda step: _generated(r, step)
     yield RATES[TRAINED], lambda r: lambda step: _per_device(r, _tokens(step), step, UPDATE)
@@ -128,13 +130,22 @@ def _has_all(parts: Sequence[str], a: Result, b: Result) -> bool:
 
 def phase_seconds(step: MeasuredStep, name: str) -> float:
     """Seconds of a phase, put together from its parts where the step has those; 0 where it has neither."""
-    uses = [step.phases[part] for part in {name, *PARTS.get(name, ())} if part in step.phases]
-    return sum(use.seconds for use in uses)
+    return sum(use.seconds for use in _parts_of(step, name))
 
 
-def _cpu(step: MeasuredStep) -> float | None:
-    values = [use.cpu_seconds for use in step.phases.values()]
+def phase_cpu_seconds(step: MeasuredStep, name: str) -> float | None:
+    """Processor seconds of a phase, put together in the same way; None where the engine does not tell them."""
+    values = [use.cpu_seconds for use in _parts_of(step, name)]
     return None if None in values else sum(value for value in values if value is not None)
+
+
+def phase_share(result: Result, name: str) -> float:
+    """Share of a phase in the time of all steps."""
+    return sum(phase_seconds(s, name) for s in result.steps) / sum(s.seconds for s in result.steps)
+
+
+def _parts_of(step: MeasuredStep, name: str) -> list[PhaseUse]:
+    return [step.phases[part] for part in {name, *PARTS.get(name, ())} if part in step.phases]
 
 
 def _tokens(step: MeasuredStep) -> int:

@@ -22,7 +22,7 @@ def describe_work(plan: Plan, records: Records, model: ModelConfig) -> StepWork:
     """What every step had to do."""
     recipe = records.job.recipe
     size = recipe.grpo.num_prompts_per_step * recipe.grpo.num_generations_per_prompt
-    ids = [records.ledger[step]["problem_ids"] for step in range(1, plan.last_step + 1)]
+    first: list[str] = records.ledger[1]["problem_ids"]
     return StepWork(
         model=Model(
             architecture=model.architecture,
@@ -42,7 +42,7 @@ def describe_work(plan: Plan, records: Records, model: ModelConfig) -> StepWork:
         updates=-(-size // recipe.policy.train_global_batch_size),
         reference_logprobs=recipe.loss_fn.reference_policy_kl_penalty != 0,
         fixed_length=plan.fixed_length,
-        problems=hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+        problems=hashlib.sha256(json.dumps(first).encode()).hexdigest(),
     )
 
 

@@ -53,7 +53,7 @@ def cpu_peak(measured: Sequence[float], *, precision: str, threads: int, beside:
     count = "one thread" if threads == 1 else f"{threads} threads"
     return Peak(
         flops_per_s=max(measured),
-        source=f"measured before and after the steps {who}: the quickest of many {precision} matrix products on {count}",
+        source=f"measured before and after the steps {who}: the quickest of many {precision} products on {count}",
     )
 
 

@@ -73,10 +73,11 @@ def _shortened(text: str) -> str:
 
 def _title(result: Result) -> str:
     how, work = result.conditions, result.work
+    layout = f"TP{how.tensor_parallel} PP{how.pipeline_parallel} DP{how.data_parallel}"
     first = f"{result.recipe} on {how.engine}: {len(result.steps)} steps"
     second = (
         f"{work.model.parameters:,} parameters, {work.prompts} x {work.samples} responses of at most {work.limit} "
-        f"tokens, TP{how.tensor_parallel} PP{how.pipeline_parallel} DP{how.data_parallel}, {how.precision}, {how.device}"
+        f"tokens, {layout}, {how.precision}, {how.device}"
     )
     return svg.text(12, 18, first, css="title") + svg.text(12, 34, second)
 

@@ -45,7 +45,7 @@ class StepWork:
         updates: Optimizer updates in a step.
         reference_logprobs: Whether the loss needs log-probs under the reference policy.
         fixed_length: Whether end tokens were not honoured, so that every response has `limit` tokens.
-        problems: SHA-256 of the ids of the problems of every step, in order.
+        problems: SHA-256 of the ids of the problems of the first step, which data and seed decide.
     """
 
     model: Model
