@@ -16,18 +16,23 @@ Runs anywhere, without a GPU.
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
+from nemo_thinkprune.costs.flops import Work
 from nemo_thinkprune.costs.gpus import GPUS, MIB, Gpu
 from nemo_thinkprune.costs.known_models import known_models
+from nemo_thinkprune.costs.lengths import cut_lengths
+from nemo_thinkprune.costs.step_time import step_time
 from nemo_thinkprune.costs.time_assumptions import TimeAssumptions
-from nemo_thinkprune.plan.time_table import TimePlan, time_lines, time_rows
+from nemo_thinkprune.costs.train_time import Machine
+from nemo_thinkprune.plan.time_table import TimePlan, step_of, time_lines, time_rows
 from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.recipe.schema import Recipe
 
-ROLLOUTS = 2048
+ROLLOUTS, GROUP = 2048, 32
 LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-32B"
 LLAMA_CONFIG = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -193,6 +198,26 @@ def sensitivity(row: Row) -> Iterator[str]:
     yield f"  the same as NeMo-RL v0.7.0's recipe (one update of 2048, no old pass): {seconds(newer):.1f} s"
 
 
+def unequal_engines(row: Row, shuffles: int = 20) -> str:
+    """Generation if all responses to a prompt had nearly the same length: engines then get unequal shares."""
+    base = predict(row)
+    recipe, model = recipe_of(row), LLAMA_CONFIG if row.model == LLAMA else known_models()[row.model]
+    machine = Machine(gpu=row.gpu, gpus_per_node=row.per_node, assumed=TimeAssumptions())
+    ordered = sorted(cut_lengths(ROLLOUTS, mean=row.response, limit=4096 - row.prompt))
+    found = []
+    for seed in range(shuffles):
+        draw = random.Random(seed)
+        groups = [draw.sample(ordered[i : i + GROUP], GROUP) for i in range(0, ROLLOUTS, GROUP)]
+        draw.shuffle(groups)
+        work = Work(
+            prompts=[row.prompt] * ROLLOUTS, responses=[n for g in groups for n in g], group_size=GROUP
+        )
+        found.append(step_time(machine, step_of(recipe, model, row.gpu, work=work)).phase("generate"))
+    fair = base.step.phase("generate") if base.step else float("nan")
+    span = f"{min(found):.0f} to {max(found):.0f} s"
+    return f"  generate: {fair:.0f} s with fair shares, {span} if all responses to a prompt were alike"
+
+
 def main() -> None:
     """Prints the table of rows, and the sensitivity of one."""
     parser = argparse.ArgumentParser(
@@ -204,6 +229,7 @@ def main() -> None:
     row = ROWS[chosen.row]
     print("\n".join(compared()), end="\n\n")
     print("\n".join(sensitivity(row)))
+    print(unequal_engines(row))
     if chosen.phases:
         print("", *time_lines(predict(row)), sep="\n")
 

@@ -28,8 +28,8 @@ How this differs from other counts of the same work:
 * PaLM, appendix B: 6N + 12 L q t per token: every token attends to all t of its sequence, so the attention is about
   twice the causal one, which is counted here.
 * NeMo-RL v0.7.0, utils/flops_formulas.py: the formula for Qwen2 takes keys and values as wide as the hidden size (it
-  ignores the grouping); all formulas take t^2 / 2 pairs (not t (t + 1) / 2) and logits at every position.  Its tracker
-  counts the training pass only.
+  ignores the grouping); those for Qwen2, Qwen3 and Llama take t^2 / 2 pairs, not t (t + 1) / 2, and logits at every
+  position.  Its tracker counts the update only.
 """
 
 from __future__ import annotations

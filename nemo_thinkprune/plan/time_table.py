@@ -28,6 +28,10 @@ PROMPT_SOURCE = (
     "NeMo-RL's published rows have 104 (Qwen3-32B) and 127 (Llama 3.1 8B): tokens/s/GPU x GPUs x seconds / rollouts, "
     "less the average response"
 )
+KNOWN_ERROR = (
+    "against NeMo-RL's published steps of dense models such predictions were 2% to 23% too short on H100 and 33% to "
+    "48% on GB200: take them as a lower bound (docs/performance.md)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +199,7 @@ def time_lines(plan: TimePlan) -> Iterator[str]:
         f"  mean response {plan.response_tokens:.0f} tokens, {plan.cut:.0%} cut at the limit "
         "(lengths: exponential, cut)"
     )
+    yield f"  {KNOWN_ERROR}"
     yield "assumed:"
     for one in plan.assumed:
         yield f"  {one.name} = {one.value:g} {one.unit}: {one.source}"
@@ -207,6 +212,7 @@ def time_values(plan: TimePlan) -> dict[str, Any]:
         return {"problem": plan.problem}
     return {
         "predicted": True,
+        "known_error": KNOWN_ERROR,
         "phases": [{"phase": p.name, "seconds": p.seconds, "note": p.note} for p in step.phases],
         "generation_beside_training": plan.beside,
         "step_seconds": step.seconds,

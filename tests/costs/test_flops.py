@@ -5,6 +5,8 @@ import pytest
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs import flops as costs
 from nemo_thinkprune.costs.flops import RECOMPUTE_ALL, Flops, Work
+from nemo_thinkprune.costs.known_models import known_models
+from nemo_thinkprune.costs.shards import model_parameters
 
 
 def tiny(**changes) -> ModelConfig:
@@ -88,6 +90,28 @@ def test_six_n_without_attention_and_embeddings():
     found = costs.model_flops(model, tokens=10, pairs=0, logits=10).times(3)
     layer = 16 * (16 + 8 + 8) + 16 * 16 + 3 * 16 * 40
     assert found.total == 6 * (3 * layer + 50 * 16) * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "six_n", "palm", "nemo_rl", "shares"),
+    [
+        ("Qwen/QwQ-32B", 0.99, 1.06, 1.08, (0.12, 0.82, 0.03, 0.02)),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1.06, 1.23, 1.07, (0.09, 0.69, 0.09, 0.13)),
+    ],
+)
+def test_other_counts_over_ours_as_the_docs_have_them(name, six_n, palm, nemo_rl, shares):
+    model = known_models()[name]
+    work = Work(prompts=[128], responses=[3200])
+    ours, tokens, total = costs.train_flops(model, work).model.total, work.tokens, model_parameters(model)
+    hidden, layers, query = model.hidden_size, model.num_layers, model.num_heads * model.head_dim
+    assert 6 * total * tokens / ours == pytest.approx(six_n, abs=0.005)
+    assert (6 * total + 12 * layers * query * tokens) * tokens / ours == pytest.approx(palm, abs=0.005)
+    blocks = 6 * layers * tokens * hidden * (3 * hidden + tokens + hidden + 3 * model.ffn)
+    logits = 6 * tokens * hidden * model.vocab_size
+    assert (blocks + logits) / ours == pytest.approx(nemo_rl, abs=0.005)
+    parts = costs.forward_flops(model, work)
+    found = [n / parts.total for n in (parts.projections, parts.mlp, parts.attention, parts.lm_head)]
+    assert found == pytest.approx(shares, abs=0.0051)
 
 
 def test_work_that_makes_no_sense_is_refused():
