@@ -84,7 +84,7 @@ def run_steps(plan: Plan, out: Path) -> Records:
         JobStopped: SIGTERM or SIGUSR1 came.
     """
     job = _job(plan, out)
-    with _run_folder(out) as folder:
+    with run_folder(out) as folder:
         records = Records(replace(job, run_dir=folder))
         try:
             with stop_signals() as stop:
@@ -152,10 +152,10 @@ def _runner(plan: Plan) -> Callable[[Job, Callable[[Event], None]], None]:
 
 
 @contextlib.contextmanager
-def _run_folder(out: Path) -> Iterator[Path]:
+def run_folder(out: Path) -> Iterator[Path]:
     """A folder inside `out` for the run; what an earlier benchmark that was killed left there goes first."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    make_run_folder(out)
+    makerun_folder(out)
     _remove_left(out)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=out))
     try:

@@ -1,0 +1,195 @@
+"""Real measurements of a tiny model, and what is left of one that was ended."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.made_benchmarks import tiny_overrides
+
+from nemo_thinkprune.bench import commands
+from nemo_thinkprune.bench.phases import OLD, OTHER, RECORDS, REFERENCE, REFIT, ROLLOUT, SCORING, UPDATE
+from nemo_thinkprune.bench.result import read_result
+from nemo_thinkprune.bench.run import Records, run_folder, run_steps
+from nemo_thinkprune.data.tokenizer import load_tokenizer
+from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.training.process_tree import session_members
+from nemo_thinkprune.training.supervisor import JobFailed
+from nemo_thinkprune.training.watch import Failure, FailureKind
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return tiny_overrides(tmp_path_factory.mktemp("bench"))
+
+
+def measure(overrides: list[str], out: Path, *more: str, **options: Any) -> tuple[int, str]:
+    said: list[str] = []
+    code = commands.bench(
+        "quickstart",
+        [*overrides, *more],
+        **{
+            "steps": 1,
+            "warmup": 0,
+            "out": out,
+            "engine": "local",
+            "on_cpu": False,
+            "nemo_rl_root": None,
+            "peak_tflops": None,
+            "say": said.append,
+            **options,
+        },
+    )
+    return code, "\n".join(said)
+
+
+def test_one_rank_counts_what_its_rollouts_hold(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Records] = []
+
+    def run(*args: Any) -> Records:
+        kept.append(run_steps(*args))
+        return kept[0]
+
+    monkeypatch.setattr(commands, "run_steps", run)
+    out = tmp_path / "bench" / "tiny"
+    # a peak of 1 kFLOP/s is below whatever the CPU does
+    code, said = measure(overrides, out, steps=2, warmup=1, peak_tflops=1e-9)
+    assert code == 1 and "ERROR in the measurement: update: MFU" in said
+    result = read_result(out / "bench.json")
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.svg", "bench.txt"]
+    assert [step.step for step in result.steps] == [2, 3] and result.errors
+    assert (
+        str(tmp_path) not in (out / "bench.json").read_text()
+        and "/root" not in (out / "bench.json").read_text()
+    )
+    tokenizer = load_tokenizer(kept[0].job.model)
+    for step in result.steps:
+        rows = kept[0].rollouts[step.step]
+        finished = [row["stop_reason"] == "eos" for row in rows]
+        responses = [len(tokenizer.encode(row["response"])) for row in rows]
+        assert step.response_tokens == sum(responses) + sum(finished)  # an end token is not part of the text
+        assert step.sequences == len(rows) == 8
+        asked = [
+            tokenizer.apply_chat_template([{"role": "user", "content": row["prompt"]}], **PLAIN)
+            for row in rows
+        ]
+        assert step.prompt_tokens == sum(map(len, asked))
+        assert set(step.phases) == {ROLLOUT, SCORING, REFERENCE, UPDATE, REFIT, RECORDS, OTHER}
+        assert step.seconds == pytest.approx(sum(use.seconds for use in step.phases.values()))
+        assert all(use.cpu_seconds is not None and use.cpu_seconds >= 0 for use in step.phases.values())
+        assert all(use.peak_bytes_max and use.peak_bytes_max > 2**26 for use in step.phases.values())
+        assert step.checkpoint is not None and step.checkpoint.seconds > 0
+
+
+PLAIN = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+
+
+def test_a_parallel_layout_does_the_same_work(overrides: list[str], tmp_path: Path) -> None:
+    layout = [
+        "cluster.gpus_per_node=2",
+        "policy.megatron_cfg.pipeline_model_parallel_size=2",
+        "policy.train_global_batch_size=4",
+    ]
+    code, said = measure(overrides, tmp_path, *layout, fixed_length=True)
+    assert code == 0, said
+    result = read_result(tmp_path / "bench.json")
+    (step,) = result.steps
+    assert (result.conditions.devices, result.work.updates) == (2, 2)
+    assert step.response_tokens == 8 * 24 and result.work.fixed_length
+    assert OLD in step.phases and step.flops[OLD] == step.flops[REFERENCE] == step.flops[UPDATE] // 3
+    update = step.phases[UPDATE]
+    assert update.peak_bytes_min is not None and update.peak_bytes_max is not None
+    assert 0 < update.peak_bytes_min < update.peak_bytes_max
+    assert result.peak.flops_per_s is not None and result.peak.flops_per_s > 1e9
+    with pytest.raises(UserError, match="holds a benchmark already"):
+        measure(overrides, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_an_ended_benchmark_leaves_nothing(
+    number: signal.Signals, code: int, overrides: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "bench" / "tiny"
+    command = [sys.executable, "-m", "nemo_thinkprune", "bench", "quickstart", *overrides]
+    process = subprocess.Popen(
+        [*command, "--steps", "5000", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        workers = _workers(out, process)
+        os.kill(process.pid, number)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, said
+    assert list(tmp_path.iterdir()) == []
+    assert session_members({process.pid, *workers}) == []
+
+
+def _workers(out: Path, process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the ranks, once a step has been saved."""
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".run_*/checkpoints/step_*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def test_what_a_killed_benchmark_left_goes_with_the_next(tmp_path: Path) -> None:
+    left, running = tmp_path / ".run_left", tmp_path / ".run_running"
+    for folder in (left, running):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / ".lock").write_text("1\n")
+    with open(running / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with run_folder(tmp_path) as folder:
+            assert sorted(tmp_path.iterdir()) == sorted([folder, running])
+    assert list(tmp_path.iterdir()) == [running]
+
+
+def test_the_logs_of_a_failed_rank_stay(tmp_path: Path) -> None:
+    failure = Failure(FailureKind.EXITED, 0, "rank 0 ended")
+    with pytest.raises(JobFailed), run_folder(tmp_path / "out") as folder:
+        (folder / "logs" / "attempt_1").mkdir(parents=True)
+        (folder / "checkpoints").mkdir()
+        (folder / "metrics.jsonl").touch()
+        raise JobFailed(failure, log=folder / "logs", report=folder / "logs")
+    assert [path.name for path in folder.iterdir()] == ["logs"]
+
+
+def test_fixed_lengths_are_refused_where_vllm_would_not_keep_them(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--fixed-length works with"):
+        measure(overrides, tmp_path / "out", engine="nemo-rl", fixed_length=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert commands.result_folder("tiny", None) == Path("bench/tiny")
+    for name in ("tiny", "tiny_2"):
+        (tmp_path / "bench" / name).mkdir(parents=True)
+        (tmp_path / "bench" / name / "bench.json").write_text(json.dumps({}))
+    assert commands.result_folder("tiny", None) == Path("bench/tiny_3")
+
+
+def test_all_files_are_written_or_none(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()  # a folder in the way
+    with pytest.raises(OSError):
+        commands.write_files(tmp_path, {"a": "first", "b": "second", "c": "third"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
