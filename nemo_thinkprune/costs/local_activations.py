@@ -1,0 +1,82 @@
+"""Bytes that the local engine's layers keep for the backward pass, tensor by tensor, exactly as autograd does.
+
+The engine runs Megatron-Core's local layers on torch's own kernels (policy/model.py `block_spec`), which keep more than
+TransformerEngine's fused ones (costs/activations.py).  A layer keeps, for each token, with h hidden size, q query
+and k key-value heads of size d, f MLP width, and w bytes of a number::
+
+    two norms        input and normalised input in float32, a root        2 (8 h + 4)    of this rank's share
+    linear layers    inputs of query-key-value and of gate-up             2 h w          of this rank's share
+    rotation         cosine and sine, for query and for key               4 d w
+    attention        query, keys and values repeated, output              4 q d w / TP
+                     log-sum-exp of the scores                            4 q / TP
+    projection       its input                                            q d w / TP
+    MLP              gate and up 2 f, silu f, up + 0 f, product f         5 f w / TP
+
+The share is 1 / TP with sequence parallelism.  In float32 a norm's input is the layer's input itself; in other
+types torch's RMSNorm makes a float32 copy.  tests/costs compares this with what autograd saves, to the byte.
+"""
+
+from __future__ import annotations
+
+from checkpoints_tools.model_config import ModelConfig
+from nemo_thinkprune.costs.activations import Shape, in_flight
+from nemo_thinkprune.costs.shards import layers_of_stage
+
+_FP32 = 4
+
+
+def layer_bytes(model: ModelConfig, shape: Shape) -> int:
+    """What autograd keeps of one layer for a micro-batch.
+
+    Recomputed in full, its input remains.  Recomputed core attention keeps query, key and value as they were before
+    they were repeated; a recomputed norm loses its output, a recomputed MLP all but the norm's output.
+    """
+    if shape.recompute.granularity == "full":
+        return shape.share * model.hidden_size * shape.width
+    return sum(layer_parts(model, shape).values())
+
+
+def layer_parts(model: ModelConfig, shape: Shape) -> dict[str, int]:
+    """The rows of the table above for a micro-batch."""
+    tokens, share, width, tp = shape.tokens, shape.share, shape.width, shape.split.tp
+    heads, kv_heads, head = model.num_heads // tp, model.num_kv_heads // tp, model.head_dim
+    norm = share * (2 * model.hidden_size * _FP32 + _FP32)
+    parts = {
+        "norms": 2 * norm,
+        "inputs of linear layers": 2 * share * model.hidden_size * width,
+        "rotation": 4 * tokens * head * width,
+        "attention": 4 * tokens * heads * head * width + tokens * heads * _FP32,
+        "input of projection": tokens * heads * head * width,
+        "MLP": 5 * tokens * model.ffn // tp * width,
+    }
+    if model.qk_norm:
+        parts["query and key norm"] = tokens * (heads + kv_heads) * (2 * head * _FP32 + _FP32)
+    modules = shape.recompute.modules
+    if "core_attn" in modules:
+        parts["attention"] = tokens * (heads + 2 * kv_heads) * head * width
+    if "mlp" in modules:
+        parts["MLP"] = 0
+    return parts
+
+
+def stage_bytes(model: ModelConfig, shape: Shape, pp_rank: int, *, count: int) -> int:
+    """What a pipeline stage keeps: its layers for every micro-batch in flight, and what passes between stages.
+
+    Of several stages each holds the states it received and those it sent until they are differentiated
+    (`input_tensors` and `output_tensors` of Megatron's schedule).  The first stage keeps token ids, every stage
+    with recomputed layers the rotation's angles; the last, for one micro-batch, the final norm.
+    """
+    split, hidden = shape.split, model.hidden_size
+    flight = in_flight(split, pp_rank, count)
+    each = len(layers_of_stage(model, split, pp_rank)) * layer_bytes(model, shape)
+    if shape.recompute.granularity == "full":
+        each += shape.tokens * model.head_dim * _FP32
+    states = shape.share * hidden * shape.width
+    if split.pp > 1:
+        each += states * ((pp_rank > 0) + (pp_rank < split.pp - 1))
+    if pp_rank == 0:
+        each += 8 * shape.tokens
+    total = flight * each
+    if pp_rank == split.pp - 1:
+        total += shape.share * (2 * hidden * _FP32 + _FP32)
+    return total
