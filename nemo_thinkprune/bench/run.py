@@ -155,7 +155,7 @@ def _runner(plan: Plan) -> Callable[[Job, Callable[[Event], None]], None]:
 def run_folder(out: Path) -> Iterator[Path]:
     """A folder inside `out` for the run; what an earlier benchmark that was killed left there goes first."""
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    makerun_folder(out)
+    make_run_folder(out)
     _remove_left(out)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=out))
     try:

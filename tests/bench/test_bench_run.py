@@ -115,9 +115,12 @@ def test_a_parallel_layout_does_the_same_work(overrides: list[str], tmp_path: Pa
         measure(overrides, tmp_path)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+ENDS = [(signal.SIGINT, 130, "logs/attempt_1/rank_0.log"), (signal.SIGTERM, 75, "checkpoints/step_*")]
+
+
+@pytest.mark.parametrize(("number", "code", "sign"), ENDS, ids=["starting", "saving"])
 def test_an_ended_benchmark_leaves_nothing(
-    number: signal.Signals, code: int, overrides: list[str], tmp_path: Path
+    number: signal.Signals, code: int, sign: str, overrides: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "bench" / "tiny"
     command = [sys.executable, "-m", "nemo_thinkprune", "bench", "quickstart", *overrides]
@@ -129,7 +132,7 @@ def test_an_ended_benchmark_leaves_nothing(
         text=True,
     )
     try:
-        workers = _workers(out, process)
+        workers = _workers(out, process, sign)
         os.kill(process.pid, number)
         said, _ = process.communicate(timeout=60)
     finally:
@@ -139,10 +142,10 @@ def test_an_ended_benchmark_leaves_nothing(
     assert session_members({process.pid, *workers}) == []
 
 
-def _workers(out: Path, process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks, once a step has been saved."""
+def _workers(out: Path, process: subprocess.Popen[str], sign: str) -> list[int]:
+    """Process ids of the ranks, once a file of the run is there."""
     deadline = time.monotonic() + 60
-    while not list(out.glob(".run_*/checkpoints/step_*")):
+    while not list(out.glob(f".run_*/{sign}")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
