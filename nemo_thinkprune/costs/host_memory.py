@@ -66,8 +66,8 @@ def _node_phases(recipe: Recipe, model: ModelConfig, stages: list[int]) -> Itera
 
 
 def _written(recipe: Recipe, model: ModelConfig, split: Split, own: list[Held]) -> int:
-    """Each data-parallel rank writes its share of the weights and its own optimizer shard, in float32."""
+    """Each data-parallel rank writes its share of the weights and its own optimizer shard, as it is in memory."""
     weights = sum(one.weights for one in own) // split.shards
     if not recipe.checkpointing.save_optimizer:
         return weights
-    return weights + sum(one.saved_optimizer for one in own)
+    return weights + sum(one.optimizer + one.offloaded for one in own)

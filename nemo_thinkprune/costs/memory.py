@@ -44,7 +44,7 @@ class Held:
 
     `optimizer` is what the GPU has of the optimizer's state in training and `offloaded` what the host has instead;
     `stays` is the part of `optimizer` that does not leave the GPU for generation.  `main_gradients` are float32
-    copies of the gradients while the optimizer steps, `whole_master` the master weights put together for saving.
+    copies of the gradients while the optimizer steps.
     """
 
     parameters: int
@@ -54,13 +54,6 @@ class Held:
     offloaded: int
     stays: int
     main_gradients: int
-    whole_master: int
-
-    @property
-    def saved_optimizer(self) -> int:
-        """Optimizer state as a checkpoint has it: master weights in float32."""
-        narrow = self.whole_master // 2  # of the four bytes the state has two
-        return self.optimizer + self.offloaded + narrow
 
 
 def held(recipe: Recipe, model: ModelConfig, split: Split, pp_rank: int) -> Held:
@@ -71,7 +64,6 @@ def held(recipe: Recipe, model: ModelConfig, split: Split, pp_rank: int) -> Held
     offloaded = int(state.optimizer * share)
     # NeMo-RL moves the optimizer's `state` (move_optimizer); float32 master weights are parameters of it and stay
     in_state = precision.master != _FP32
-    saves = recipe.checkpointing.save_optimizer and 0 < precision.master < _FP32
     return Held(
         parameters=state.parameters,
         weights=state.weights,
@@ -80,7 +72,6 @@ def held(recipe: Recipe, model: ModelConfig, split: Split, pp_rank: int) -> Held
         offloaded=offloaded,
         stays=0 if in_state or keys.optimizer_cpu_offload else state.optimizer_elements * _FP32,
         main_gradients=state.step,
-        whole_master=state.optimizer_elements * _FP32 if saves else 0,
     )
 
 
@@ -119,7 +110,7 @@ def _stage_phases(
         phase("forward/backward", stage, [*training, *_train_parts(recipe, model, split, stage)]),
         phase("optimizer", stage, [*training, Part("gradients of master weights", own.main_gradients)]),
         phase("refit", stage, [weights, *_refit_parts(recipe, model, own, engine, gpu_bytes), *beside]),
-        phase("save", stage, [*training, Part("master weights made whole", own.whole_master)]),
+        phase("save", stage, training),
     )  # fmt: skip
 
 

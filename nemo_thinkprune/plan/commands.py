@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints_tools.hf_config import config_from_dict
 from checkpoints_tools.model_config import ModelConfig
-from nemo_thinkprune.costs.known_models import architecture_of
+from nemo_thinkprune.costs.known_models import Architecture, architecture_of
+from nemo_thinkprune.data.tiny_model import model_config
 from nemo_thinkprune.plan import plan_json, table
 from nemo_thinkprune.plan.advice import advise
 from nemo_thinkprune.plan.build import BuildMismatch, build_and_compare, stage_values
 from nemo_thinkprune.plan.build import table as built_table
 from nemo_thinkprune.plan.plan import Plan, engine_for, make_plan
+from nemo_thinkprune.plan.time_table import time_rows, time_values
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
@@ -50,28 +53,38 @@ def plan(
     """
     given = load_recipe(recipe, overrides)
     check_recipe(given, engine=engine_for(given))
-    found = architecture_of(given.policy.model_name, folder=model, environment=os.environ)
-    if found is None:
-        raise UserError(
-            f"nothing here tells the architecture of {given.policy.model_name}: pass --model FOLDER, a folder with "
-            "its config.json"
-        )
+    found = _architecture(given, model)
 
     def replan(more: Sequence[str]) -> Plan:
         return make_plan(load_recipe(recipe, [*overrides, *more]), found.config, gpu=gpu)
 
     made = make_plan(given, found.config, gpu=gpu)
     advice = advise(made, replan)
+    time = None if made.gpu is None else time_rows(given, found.config, made.gpu)
     built = _built(made, given, found.config, say=_silent if as_json else say) if build else None
     if as_json:
         values = plan_json.plan_values(made, name=recipe, source=found.source, advice=advice)
+        values["step_time"] = None if time is None else time_values(time)
         say(json.dumps(values if built is None else {**values, "built": built.values}, indent=2))
     else:
-        for line in table.lines(made, source=found.source, advice=advice):
+        for line in table.lines(made, source=found.source, time=time, advice=advice):
             say(line)
         if built is not None:
             say(f"\n{built.text}")
     return FITS if made.fits and (built is None or built.equal) else DOES_NOT_FIT
+
+
+def _architecture(recipe: Recipe, folder: Path | None) -> Architecture:
+    """The model's architecture: its config.json, a built-in one, or the tiny model that a recipe's warm-up makes."""
+    name = recipe.policy.model_name
+    found = architecture_of(name, folder=folder, environment=os.environ)
+    if found is not None:
+        return found
+    if recipe.thinkprune.warmup is not None:
+        return Architecture(config_from_dict(model_config()), "the tiny model that the quickstart makes")
+    raise UserError(
+        f"nothing here tells the architecture of {name}: pass --model FOLDER, a folder with its config.json"
+    )
 
 
 @dataclass(frozen=True, slots=True)

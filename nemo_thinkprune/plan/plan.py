@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from checkpoints_tools.model_config import ModelConfig
+from nemo_thinkprune.costs.disk import Disk, checkpoint_parameters, round_disk
 from nemo_thinkprune.costs.gpus import GPUS, Gpu
 from nemo_thinkprune.costs.host_memory import host_phases
 from nemo_thinkprune.costs.kv_cache import Engine, engine_of
@@ -47,6 +48,17 @@ class Plan:
     gpu: Gpu | None = None
     generation: Engine | None = None
     host: tuple[PhaseMemory, ...] = ()
+
+    @property
+    def disk(self) -> Disk:
+        """Bytes of the run's checkpoints."""
+        return round_disk(
+            self.recipe,
+            parameters=checkpoint_parameters(self.model, tp=self.split.tp),
+            rounds=False,
+            source="",
+            engine=self.engine,
+        )
 
     @property
     def worst(self) -> PhaseMemory:
@@ -153,9 +165,8 @@ def _refit(plan: Plan) -> list[Shortage]:
     if plan.gpu is None or not plan.recipe.policy.generation.colocated.enabled:
         return []
     refit = [one for one in plan.phases if one.phase == "refit"]
-    buffer = min(part.bytes for one in refit for part in one.parts if part.name == "refit buffer") if all(
-        any(part.name == "refit buffer" for part in one.parts) for one in refit
-    ) else 0  # fmt: skip
+    sizes = [part.bytes for one in refit for part in one.parts if part.name == "refit buffer"]
+    buffer = min(sizes) if len(sizes) == len(refit) else 0
     need = 2 * largest_tensor_bytes(plan.recipe, plan.model)
     if buffer >= need:
         return []

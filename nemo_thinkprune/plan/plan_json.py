@@ -29,6 +29,7 @@ def plan_values(plan: Plan, *, name: str, source: str, advice: Advice | None) ->
         "generation": _generation(plan),
         "host": [_phase(one) for one in plan.host],
         "host_worst_bytes": worst(plan.host).bytes if plan.host else None,
+        "disk": {"checkpoint_bytes": plan.disk.checkpoint, "kept": plan.disk.kept, "round_bytes": plan.disk.of_round},
         "fits": plan.fits,
         "missing_bytes": plan.missing_bytes,
         "shortages": [{"what": one.what, "bytes": one.bytes} for one in plan.shortages],

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from nemo_thinkprune.costs.parts import GIB, PHASES, PhaseMemory, worst
 from nemo_thinkprune.plan.advice import Advice
 from nemo_thinkprune.plan.plan import LOCAL, Plan, gib
+from nemo_thinkprune.plan.time_table import TimePlan, time_lines
 from nemo_thinkprune.reporting.table import render
 
 _MOST_STAGES = 8
 _ASSUMED = "*"
 
 
-def lines(plan: Plan, *, source: str, advice: Advice | None) -> list[str]:
-    """The memory of a plan, for a terminal."""
+def lines(plan: Plan, *, source: str, time: TimePlan | None, advice: Advice | None) -> list[str]:
+    """All of a plan, for a terminal; the verdict comes last."""
     return [
         *_head(plan, source),
         "",
@@ -24,7 +25,10 @@ def lines(plan: Plan, *, source: str, advice: Advice | None) -> list[str]:
         "",
         *_generation(plan),
         *_host(plan),
+        *_disk(plan),
         *_assumed(plan),
+        *(["", *time_lines(time)] if time is not None else []),
+        "",
         *verdict(plan, advice),
     ]
 
@@ -128,6 +132,25 @@ def _host(plan: Plan) -> Iterator[str]:
         most = worst(plan.host)
         parts = ", ".join(f"{part.name} {_small(part.bytes)}" for part in most.parts)
         yield f"host memory of a node: {gib(most.bytes)} ({most.phase}: {parts}); processes themselves not counted"
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    disk = plan.disk
+    if not disk.checkpoint:
+        yield "checkpoints: none, checkpointing.enabled is false"
+        return
+    kept = (
+        f"{disk.kept} are kept, {_gb(disk.of_round)}"
+        if disk.kept
+        else "how many are kept depends on the data"
+    )
+    period = plan.recipe.checkpointing.save_period
+    yield f"checkpoints on disk: {_gb(disk.checkpoint)} each, every {period} steps; {kept}"
+
+
+def _gb(count: int) -> str:
+    """Bytes of a disk in its makers' units."""
+    return f"{count / 1e12:.2f} TB" if count >= 1e12 else f"{count / 1e9:.3g} GB"
 
 
 def _assumed(plan: Plan) -> list[str]:
