@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
 from nemo_thinkprune.costs.flops import Work
@@ -26,7 +26,7 @@ from nemo_thinkprune.costs.gpus import GPUS, MIB, Gpu
 from nemo_thinkprune.costs.known_models import known_models
 from nemo_thinkprune.costs.lengths import cut_lengths
 from nemo_thinkprune.costs.step_time import step_time
-from nemo_thinkprune.costs.time_assumptions import TimeAssumptions
+from nemo_thinkprune.costs.time_assumptions import TimeAssumptions, assumptions_for
 from nemo_thinkprune.costs.train_time import Machine
 from nemo_thinkprune.plan.time_table import TimePlan, step_of, time_lines, time_rows
 from nemo_thinkprune.recipe.load import load_recipe
@@ -179,18 +179,13 @@ def seconds(plan: TimePlan) -> float:
 
 def sensitivity(row: Row) -> Iterator[str]:
     """What each assumption, 20% lower and higher, does to the row's seconds."""
-    base = seconds(predict(row))
+    base, usual = seconds(predict(row)), assumptions_for(row.gpu.name)
     yield f"{row.name}: {base:.1f} s predicted, {row.seconds:.1f} s published; each assumption x 0.8 and x 1.2"
     lines = []
-    for item in fields(TimeAssumptions):
-        low, high = (
-            seconds(predict(row, assumed=TimeAssumptions().scaled(item.name, f))) for f in (0.8, 1.2)
-        )
-        lines.append((item.name, low, high))
-    low, high = (
-        seconds(predict(row, response=0.8 * row.response)),
-        seconds(predict(row, response=1.2 * row.response)),
-    )
+    for name in TimeAssumptions.names():
+        low, high = (seconds(predict(row, assumed=usual.scaled(name, f))) for f in (0.8, 1.2))
+        lines.append((name, low, high))
+    low, high = (seconds(predict(row, response=f * row.response)) for f in (0.8, 1.2))
     lines.append(("mean response", low, high))
     for name, low, high in sorted(lines, key=lambda line: -abs(line[2] - line[1])):
         yield f"  {name:<26} {low:8.1f} s ({low / base - 1:+5.0%})  {high:8.1f} s ({high / base - 1:+5.0%})"
@@ -202,7 +197,7 @@ def unequal_engines(row: Row, shuffles: int = 20) -> str:
     """Generation if all responses to a prompt had nearly the same length: engines then get unequal shares."""
     base = predict(row)
     recipe, model = recipe_of(row), LLAMA_CONFIG if row.model == LLAMA else known_models()[row.model]
-    machine = Machine(gpu=row.gpu, gpus_per_node=row.per_node, assumed=TimeAssumptions())
+    machine = Machine(gpu=row.gpu, gpus_per_node=row.per_node, assumed=assumptions_for(row.gpu.name))
     ordered = sorted(cut_lengths(ROLLOUTS, mean=row.response, limit=4096 - row.prompt))
     found = []
     for seed in range(shuffles):

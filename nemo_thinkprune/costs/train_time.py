@@ -33,7 +33,7 @@ _SMALL_PARAMETERS = 5_000_000_000
 _BYTES = 2  # of a hidden state
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Machine:
     """GPUs of one kind in servers of `gpus_per_node`, with what is assumed about them."""
 

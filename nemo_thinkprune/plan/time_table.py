@@ -15,7 +15,7 @@ from nemo_thinkprune.costs.lengths import cut_lengths, cut_share
 from nemo_thinkprune.costs.memory import held
 from nemo_thinkprune.costs.shards import Split, split_of
 from nemo_thinkprune.costs.step_time import Engines, Step, StepTime, step_time
-from nemo_thinkprune.costs.time_assumptions import Assumption, TimeAssumptions
+from nemo_thinkprune.costs.time_assumptions import Assumption, TimeAssumptions, assumptions_for
 from nemo_thinkprune.costs.train_time import Machine, Rows
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.resources import rollout_gpus
@@ -65,35 +65,54 @@ def time_rows(
         recipe: A recipe that its own checks accept.
         model: Its model's architecture.
         gpu: Of the cluster.
-        response_tokens: Mean length of a response; None: RESPONSE_SHARE of the limit, assumed.
+        response_tokens: Mean length of a response; None: RESPONSE_SHARE of the limit.
         prompt_tokens: Length of a prompt; None: PROMPT_TOKENS, assumed.
-        assumed: Efficiencies; None: those of `TimeAssumptions`.
+        assumed: Efficiencies; None: those of `assumptions_for`.
 
     Raises:
         UserError: The split does not divide the ranks, the layers or the heads.
     """
-    assumed = assumed or TimeAssumptions()
-    prompt = prompt_tokens or PROMPT_TOKENS
+    if (problem := _not_predicted(recipe)) is not None:
+        return TimePlan(step=None, problem=problem)
+    efficiencies, prompt = assumed or assumptions_for(gpu.name), prompt_tokens or PROMPT_TOKENS
     limit = _limit(recipe, prompt)
     mean = min(response_tokens or RESPONSE_SHARE * limit, limit)
     step = step_of(recipe, model, gpu, work=_work(recipe, prompt=prompt, mean=mean, limit=limit))
-    machine = Machine(gpu=gpu, gpus_per_node=recipe.cluster.gpus_per_node, assumed=assumed)
-    listed = list(assumed.listed())
-    if response_tokens is None:
-        listed.insert(0, Assumption("mean response", RESPONSE_SHARE, "of the limit", RESPONSE_SOURCE))
-    if prompt_tokens is None:
-        listed.insert(0, Assumption("prompt", PROMPT_TOKENS, "tokens", PROMPT_SOURCE))
     try:
-        found = step_time(machine, step)
+        found = step_time(Machine(gpu, recipe.cluster.gpus_per_node, efficiencies), step)
     except UserError as error:
         return TimePlan(step=None, problem=str(error))
+    given = _assumed_inputs(recipe, prompt=prompt_tokens is None, response=response_tokens is None)
     return TimePlan(
         step=found,
-        response_tokens=sum(step.work.responses) / len(step.work.responses),
+        response_tokens=step.work.response_tokens / len(step.work.responses),
         cut=cut_share(mean=mean, limit=limit),
         beside=not step.colocated,
-        assumed=tuple(listed),
+        assumed=(*given, *efficiencies.listed()),
     )
+
+
+def _not_predicted(recipe: Recipe) -> str | None:
+    """Why there is no prediction: peaks and efficiencies are known for 16 bits only."""
+    precision, vllm = recipe.policy.precision, recipe.policy.generation.vllm_cfg.precision
+    if precision == "float32":
+        return "policy.precision is float32; peaks and efficiencies are known for bfloat16 only"
+    if recipe.policy.megatron_cfg.fp8_cfg.enabled or vllm == "fp8":
+        return "8-bit training or generation is not predicted, only bfloat16"
+    return None
+
+
+def _assumed_inputs(recipe: Recipe, *, prompt: bool, response: bool) -> Iterator[Assumption]:
+    """What was assumed of the work, where it was not given."""
+    if prompt:
+        yield Assumption("prompt", PROMPT_TOKENS, "tokens", PROMPT_SOURCE)
+    if response:
+        yield Assumption("mean response", RESPONSE_SHARE, "of the limit", RESPONSE_SOURCE)
+    if recipe.grpo.use_dynamic_sampling:
+        source = (
+            "grpo.use_dynamic_sampling generates until enough groups differ in reward; how often is not known"
+        )
+        yield Assumption("generation batches", 1, "a step", source)
 
 
 def step_of(recipe: Recipe, model: ModelConfig, gpu: Gpu, *, work: Work) -> Step:

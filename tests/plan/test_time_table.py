@@ -61,6 +61,16 @@ def test_recipes_get_a_step_time_with_everything_assumed_named(name):
     assert {one["name"] for one in values["assumed"]} >= {"mean response", "prompt", "layer_efficiency"}
 
 
+def test_an_a100_reaches_more_of_its_peak_and_blackwell_says_where_its_numbers_are_from():
+    def assumed(name):
+        return {one.name: one for one in planned("r1-distill-qwen-1.5b-4k", gpu=GPUS[name]).assumed}
+
+    a100, h100, b200 = assumed("a100-80g"), assumed("h100-80g"), assumed("b200-192g")
+    assert a100["layer_efficiency"].value > h100["layer_efficiency"].value == b200["layer_efficiency"].value
+    assert "A100" in a100["layer_efficiency"].source and "H100" in h100["layer_efficiency"].source
+    assert b200["decode_bandwidth"].source.startswith("measured on Hopper")
+
+
 def test_a_given_length_is_not_printed_as_assumed():
     plan = planned("qwq-32b-4k-4n8g", response_tokens=2000, prompt_tokens=200)
     assert plan.response_tokens == pytest.approx(2000, rel=2e-3)
@@ -106,6 +116,32 @@ def test_the_engines_follow_the_recipe_and_the_gpu():
     assert step("qwq-32b-4k-4n8g", gpu=GPUS["h200-141g"]).engines.cache_tokens > 2 * engines.cache_tokens
     few = step("qwq-32b-4k-4n8g", "policy.generation.vllm_kwargs={max_num_seqs: 7}")
     assert few.engines.most_sequences == 7
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "policy.precision=float32",
+        "policy.megatron_cfg.fp8_cfg.enabled=true",
+        "policy.generation.vllm_cfg.precision=fp8",
+    ],
+)
+def test_other_precisions_are_not_predicted(setting):
+    plan = planned("qwq-32b-4k-4n8g", setting)
+    assert plan.step is None
+    assert "bfloat16" in plan.problem
+
+
+def test_dynamic_sampling_is_told_as_an_assumption():
+    plan = planned("qwq-32b-4k-4n8g", "grpo.use_dynamic_sampling=true")
+    assert "generation batches" in {one.name for one in plan.assumed}
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_every_gpu_gets_a_step_time(gpu):
+    plan = planned("r1-distill-qwen-1.5b-4k", gpu=gpu)
+    assert 0 < plan.step.train_mfu < 1
+    assert plan.step.tokens_per_gpu_second > 0
 
 
 def test_an_engine_without_room_is_said_not_raised():
