@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,94 +18,152 @@ from nemo_thinkprune.policy.model import PolicyModel
 from nemo_thinkprune.policy.parallel import Layout
 
 
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Which rows answer which prompt: prompts attend to their cache together, one product for all their rows.
+
+    `members` [prompts, widest] int64 holds the rows of each prompt, any row where there are fewer; `places`
+    [rows] int64 is each row's place in the flattened `members`.
+    """
+
+    members: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, owners: Tensor, prompts: int) -> _Groups:
+        """From the prompt [rows] of each row, in ascending order."""
+        counts = torch.bincount(owners, minlength=prompts)
+        first = counts.cumsum(0) - counts
+        number = torch.arange(len(owners), device=owners.device) - first[owners]
+        widest = int(counts.max())
+        members = torch.zeros(prompts, widest, dtype=torch.int64, device=owners.device)
+        members[owners, number] = torch.arange(len(owners), device=owners.device)
+        return cls(members, owners * widest + number)
+
+
+@dataclass(slots=True)
+class _LayerCache:
+    """Keys and values of a layer: those of the prompts once each, those of the responses for each row.
+
+    Prompts: [prompts, kv heads, longest, d]; responses: [rows, kv heads, limit, d].
+    """
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def keep(self, rows: Tensor, prompts: Tensor | None) -> _LayerCache:
+        """Only these rows, and these prompts (None: all)."""
+        shared = (self.prompt_keys, self.prompt_values)
+        if prompts is not None:
+            shared = (shared[0][prompts], shared[1][prompts])
+        return _LayerCache(*shared, self.keys[rows], self.values[rows])
+
+
 class StageDecoder:
     """Runs one pipeline stage token by token for a batch of rows.
 
-    The cache of each layer is [rows, kv heads / TP, max tokens, head dim], allocated once per batch; `keep`
-    drops finished rows so that they cost nothing.
+    A prompt is run once and its keys and values are kept once, for all rows that answer it. Those of the
+    responses are preallocated; every row that is left has the same number of response tokens, so they need no
+    mask. `keep` drops finished rows, and prompts without rows, so that they cost nothing.
     """
 
-    def __init__(self, network: PolicyModel, *, layout: Layout, vocab_size: int, max_tokens: int) -> None:
-        self.network, self.layout, self.vocab_size, self.max_tokens = network, layout, vocab_size, max_tokens
+    def __init__(self, network: PolicyModel, *, layout: Layout, vocab_size: int, limit: int) -> None:
+        self.network, self.layout, self.vocab_size, self.limit = network, layout, vocab_size, limit
         config = network.config
         self.head_dim = config.kv_channels
         self.kv_heads = max(1, config.num_query_groups // layout.tp)
         self.group = config.num_attention_heads // config.num_query_groups
         self.scale = 1.0 / math.sqrt(self.head_dim)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
         parameter = next(network.parameters())
         self.dtype, self.device = parameter.dtype, parameter.device
-        inverse_frequency = network.rotary_pos_emb.inv_freq.to(self.device)
-        angles = torch.outer(torch.arange(max_tokens, device=self.device).float(), inverse_frequency)
-        angles = torch.cat([angles, angles], dim=-1)
-        self.cos, self.sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        self.caches: list[_LayerCache] = []
 
-    def prefill(self, tokens: Tensor, lengths: Tensor, copies: Tensor) -> Tensor | None:
-        """Run each prompt once and copy its cache to the rows of its samples.
+    def prefill(self, tokens: Tensor, lengths: Tensor, owners: Tensor) -> Tensor | None:
+        """Run each prompt once and make room for the responses.
 
         Args:
             tokens: [prompts, longest] int64, padded on the right.
             lengths: [prompts] int64.
-            copies: [rows] int64, the prompt of each row.
+            owners: [rows] int64, the prompt of each row, ascending.
 
         Returns:
             Logits [rows, vocabulary] fp32 of each row's first response token on the last stage, else None.
         """
         prompts, longest = tokens.shape
-        self.keys, self.values = [], []
-        rows = len(copies)
+        self._set_positions(longest + self.limit)
+        self.lengths, self.owners, self.sampled = lengths, owners, 0
+        self._regroup()
         positions = torch.arange(longest, device=self.device)
-        shape = (longest, prompts, self.network.config.hidden_size)
-        hidden = self._stage_input(tokens.T.contiguous(), shape)
+        self.padding = torch.where(positions < lengths[:, None], 0.0, -torch.inf).to(self.dtype)
+        hidden = self._stage_input(tokens.T.contiguous(), (longest, prompts, self.network.config.hidden_size))
+        room = (len(owners), self.kv_heads, self.limit, self.head_dim)
+        self.caches = []
         for layer in self.network.decoder.layers:
-            query, key, value = self._qkv(layer, hidden, positions[:, None])
+            query, key, value = (x.permute(1, 2, 0, 3) for x in self._qkv(layer, hidden, positions[:, None]))
+            every_head = [x.repeat_interleave(self.group, dim=1) for x in (key, value)]
             context = F.scaled_dot_product_attention(
-                query.permute(1, 2, 0, 3),
-                key.repeat_interleave(self.group, dim=2).permute(1, 2, 0, 3),
-                value.repeat_interleave(self.group, dim=2).permute(1, 2, 0, 3),
-                is_causal=True,
-                scale=self.scale,
+                query, every_head[0], every_head[1], is_causal=True, scale=self.scale
             )
             hidden = self._finish_layer(layer, hidden, context.permute(2, 0, 1, 3).flatten(2))
-            for store, fresh in ((self.keys, key), (self.values, value)):
-                cache = fresh.new_zeros(rows, self.kv_heads, self.max_tokens, self.head_dim)
-                cache[:, :, :longest] = fresh.permute(1, 2, 0, 3)[copies]
-                store.append(cache)
-        last = (
-            hidden[lengths - 1, torch.arange(prompts, device=self.device)]
-            if self.layout.is_last_stage
-            else None
-        )
+            fresh = (torch.empty(room, dtype=self.dtype, device=self.device) for _ in range(2))
+            self.caches.append(_LayerCache(key.contiguous(), value.contiguous(), *fresh))
+        last = hidden[lengths - 1, torch.arange(prompts, device=self.device)][None]
         self._stage_output(hidden)
-        return self._logits(last[None])[copies] if last is not None else None
+        return self._logits(last)[owners] if self.layout.is_last_stage else None
 
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor | None:
-        """Append one token [rows] at `positions` [rows]; logits [rows, vocabulary] fp32 on the last stage."""
-        rows = torch.arange(len(positions), device=self.device)
-        horizon = int(positions.max()) + 1
-        mask = (torch.arange(horizon, device=self.device) <= positions[:, None])[:, None, None, :]
-        hidden = self._stage_input(tokens[None], (1, len(positions), self.network.config.hidden_size))
-        for index, layer in enumerate(self.network.decoder.layers):
-            query, key, value = self._qkv(layer, hidden, positions[None])
-            self.keys[index][rows, :, positions] = key[0]
-            self.values[index][rows, :, positions] = value[0]
-            # the query heads of one group attend as if they were successive queries: no copy of the cache
-            context = F.scaled_dot_product_attention(
-                query[0].unflatten(1, (self.kv_heads, self.group)),
-                self.keys[index][:, :, :horizon],
-                self.values[index][:, :, :horizon],
-                attn_mask=mask,
-                scale=self.scale,
-            )
-            hidden = self._finish_layer(layer, hidden, context.flatten(1)[None])
+    def step(self, tokens: Tensor) -> Tensor | None:
+        """Append one token [rows] to each response; logits [rows, vocabulary] fp32 on the last stage."""
+        positions = (self.lengths[self.owners] + self.sampled)[None]
+        self.sampled += 1
+        hidden = self._stage_input(tokens[None], (1, len(tokens), self.network.config.hidden_size))
+        for layer, cache in zip(self.network.decoder.layers, self.caches, strict=True):
+            query, key, value = self._qkv(layer, hidden, positions)
+            cache.keys[:, :, self.sampled - 1] = key[0]
+            cache.values[:, :, self.sampled - 1] = value[0]
+            hidden = self._finish_layer(layer, hidden, self._attend(query[0], cache)[None])
         self._stage_output(hidden)
         return self._logits(hidden) if self.layout.is_last_stage else None
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the cache."""
-        self.keys = [cache[rows] for cache in self.keys]
-        self.values = [cache[rows] for cache in self.values]
+        """Keep only these rows, ascending."""
+        used, owners = torch.unique(self.owners[rows], return_inverse=True)
+        gone = len(used) < len(self.lengths)
+        self.caches = [cache.keep(rows, used if gone else None) for cache in self.caches]
+        self.lengths, self.padding, self.owners = self.lengths[used], self.padding[used], owners
+        self._regroup()
+
+    def _attend(self, query: Tensor, cache: _LayerCache) -> Tensor:
+        """Attention of one query [rows, heads, d] of each row to its prompt and its response: [rows, heads * d].
+
+        The query heads of one group, and the rows of one prompt, are the rows of one product.
+        """
+        rows, widest = len(query), self.groups.members.size(1)
+        query = (query * self.scale).unflatten(1, (self.kv_heads, self.group))
+        together = query[self.groups.members].transpose(1, 2).flatten(2, 3)
+        to_prompt = together @ cache.prompt_keys.mT + self.padding[:, None, None]
+        to_prompt = self._by_row(to_prompt.unflatten(2, (widest, self.group)))
+        to_response = query @ cache.keys[:, :, : self.sampled].mT
+        weights = torch.cat([to_prompt, to_response], dim=-1).float().softmax(dim=-1).to(self.dtype)
+        on_prompt, on_response = weights.split([to_prompt.size(-1), self.sampled], dim=-1)
+        together = on_prompt[self.groups.members].transpose(1, 2).flatten(2, 3)
+        of_prompt = self._by_row((together @ cache.prompt_values).unflatten(2, (widest, self.group)))
+        of_response = on_response @ cache.values[:, :, : self.sampled]
+        return (of_prompt + of_response).view(rows, -1)
+
+    def _by_row(self, of_members: Tensor) -> Tensor:
+        """[prompts, kv heads, widest, group, x] as [rows, kv heads, group, x]."""
+        return of_members.transpose(1, 2).flatten(0, 1)[self.groups.places]
+
+    def _regroup(self) -> None:
+        self.groups = _Groups.of(self.owners, len(self.lengths))
+
+    def _set_positions(self, count: int) -> None:
+        frequency = self.network.rotary_pos_emb.inv_freq.to(self.device)
+        angles = torch.outer(torch.arange(count, device=self.device).float(), frequency)
+        angles = torch.cat([angles, angles], dim=-1)
+        self.cos, self.sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _qkv(
         self, layer: TransformerLayer, hidden: Tensor, positions: Tensor

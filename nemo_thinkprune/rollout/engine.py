@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
+from nemo_thinkprune.policy.cpu_linear import packed_weights
 from nemo_thinkprune.policy.policy import Policy
 from nemo_thinkprune.rollout.decoder import StageDecoder, without_sequence_parallel
 from nemo_thinkprune.rollout.sampling import sample_tokens, uniforms
@@ -25,11 +26,10 @@ class _Rows:
     """The rows still being sampled: which (request, sample) each is, and its state."""
 
     ids: Tensor  # [rows] int64 index into the batch's output
-    positions: Tensor  # [rows] int64 position of the token sampled last
     uniforms: Tensor  # [rows, limit] fp64
 
     def keep(self, rows: Tensor) -> _Rows:
-        return _Rows(self.ids[rows], self.positions[rows], self.uniforms[rows])
+        return _Rows(self.ids[rows], self.uniforms[rows])
 
 
 class MegatronEngine:
@@ -56,7 +56,7 @@ class MegatronEngine:
         network.eval()
         rollouts: list[Rollout] = []
         try:
-            with without_sequence_parallel(network):
+            with without_sequence_parallel(network), packed_weights(network, rows=self.max_rows):
                 for batch in _batches(requests, self.max_rows):
                     rollouts += self._generate_batch(
                         requests, batch, limit=limit, sampling=sampling, beat=beat
@@ -81,18 +81,17 @@ class MegatronEngine:
         padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64, device=device)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        copies = torch.tensor([order.index(request) for request, _ in batch], device=device)
+        owners = torch.tensor([order.index(request) for request, _ in batch], device=device)
         streams = [uniforms(sampling.seed, requests[r].key, s, limit) for r, s in batch]
         decoder = StageDecoder(
             self.policy.network,
             layout=self.policy.layout,
             vocab_size=self.policy.model.vocab_size,
-            max_tokens=int(lengths.max()) + limit,
+            limit=limit,
         )
-        logits = decoder.prefill(padded, lengths, copies)
+        logits = decoder.prefill(padded, lengths, owners)
         rows = _Rows(
             ids=torch.arange(len(batch), device=device),
-            positions=lengths[copies] - 1,
             uniforms=torch.from_numpy(np.stack(streams)).to(device),
         )
         tokens, logprobs = self._decode(decoder, logits, rows, limit=limit, sampling=sampling, beat=beat)
@@ -132,8 +131,7 @@ class MegatronEngine:
                 kept = torch.nonzero(alive).squeeze(1)
                 rows, tokens, alive = rows.keep(kept), tokens[kept], alive[kept]
                 decoder.keep(kept)
-            rows.positions += 1
-            logits = decoder.step(tokens, rows.positions)
+            logits = decoder.step(tokens)
         return out_tokens.cpu(), out_logprobs.cpu()
 
     def _draw(

@@ -1,0 +1,117 @@
+"""Linear layers on a CPU: oneDNN's matrix products, gradients added where they belong, weights packed for sampling.
+
+Megatron-Core's own path multiplies with the BLAS that torch was built with, writes each weight's gradient to a new
+tensor and adds that to the gradient buffer in another pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+
+Linear = Callable[..., Tensor]
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b; with a main gradient, W's gradient is added to it and not returned."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows = grad.flatten(0, -2)
+        grad_x = product(grad, weight.t(), None) if ctx.needs_input_grad[0] else None
+        grad_weight = _weight_gradient(rows, x.flatten(0, -2), weight) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, rows.sum(0) if ctx.has_bias else None
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., k] times weight [n, k] transposed, plus bias [n], by oneDNN; no gradient flows."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """grad [r, n]^T times x [r, k]: added to `weight.main_grad` if there is one of that dtype, else returned."""
+    total = getattr(weight, "main_grad", None)
+    if total is None or total.dtype != grad.dtype or not hasattr(weight, "grad_added_to_main_grad"):
+        return grad.t() @ x
+    total.addmm_(grad.t(), x)
+    weight.grad_added_to_main_grad = True
+    return None
+
+
+def linear_on_cpu(megatrons: Linear) -> Linear:
+    """Megatron-Core's `linear_with_grad_accumulation_and_async_allreduce`, for tensors of a CPU.
+
+    A sequence-parallel layer is left to Megatron: it gathers its input again in backward to save memory.
+    """
+
+    @functools.wraps(megatrons)  # it keeps a flag on the function of its name
+    def linear(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gradient_accumulation_fusion: bool,
+        allreduce_dgrad: bool,
+        sequence_parallel: bool,
+        *rest: Any,
+        **options: Any,
+    ) -> Tensor:
+        if sequence_parallel or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():
+            return megatrons(
+                input,
+                weight,
+                bias,
+                gradient_accumulation_fusion,
+                allreduce_dgrad,
+                sequence_parallel,
+                *rest,
+                **options,
+            )
+        if not torch.is_grad_enabled():
+            return product(input, getattr(weight, "packed", weight), bias)
+        if allreduce_dgrad:
+            input = copy_to_tensor_model_parallel_region(input)
+        return _Linear.apply(input, weight, bias)
+
+    return linear
+
+
+@contextmanager
+def packed_weights(network: nn.Module, *, rows: int) -> Iterator[None]:
+    """Inside the block the linear layers keep a copy of their weights in oneDNN's own order, for `rows` rows.
+
+    A product of a few rows takes half the time with it. The weights must not change meanwhile, and no gradient
+    is taken. Costs the memory of the linear layers' weights; does nothing on other devices.
+    """
+    weights = [
+        w
+        for m in network.modules()
+        if isinstance(m, (ColumnParallelLinear, RowParallelLinear)) and (w := m.weight) is not None
+    ]
+    usable = [
+        w
+        for w in weights
+        if w.device.type == "cpu" and w.dtype in DTYPES and torch.backends.mkldnn.is_available()
+    ]
+    for weight in usable:
+        weight.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    try:
+        yield
+    finally:
+        for weight in usable:
+            del weight.packed
