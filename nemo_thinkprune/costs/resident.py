@@ -5,9 +5,11 @@ and a phase adds what it needs.  Each part names what allocates it; benchmarks/m
 the kernel's high-water mark (VmHWM).  Processes of the scoring pool are others' memory: thinkprune.scoring.workers
 x memory_mb at most.
 
-glibc's allocator: blocks below 32 MiB come from a heap that shrinks only from its top, and only beyond 64 MiB
-(mallopt(3): M_MMAP_THRESHOLD grows to the largest block freed, at most 32 MiB; M_TRIM_THRESHOLD is twice that).
-What a phase frees is therefore not all returned: up to 64 MiB are counted as kept.
+glibc's allocator (malloc(3), mallopt(3)): blocks of 32 MiB and more are mapped and given back when they are freed.
+Smaller ones come from a heap that shrinks only from its top, and only when more than 64 MiB lie free there
+(M_MMAP_THRESHOLD grows to the largest block that was freed, at most 32 MiB; M_TRIM_THRESHOLD is twice that); a single
+living block near the top keeps all below it resident.  So a phase is planned with the largest amount of small blocks
+that any phase of a step has at once, whichever phase made them, and with twice the largest small block at least.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from math import prod
 
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.weight_map import padded_vocab_size
-from nemo_thinkprune.costs.activations import Recompute, Shape, longest_sequence
-from nemo_thinkprune.costs.local_activations import layer_parts, stage_bytes
+from checkpoints_tools.weight_map.names import OUTPUT
+from nemo_thinkprune.costs.activations import Recompute, Shape
+from nemo_thinkprune.costs.local_activations import layer_bytes, layer_parts, stage_bytes
 from nemo_thinkprune.costs.parts import BYTES, Part, PhaseMemory, phase
 from nemo_thinkprune.costs.shards import Split, split_of, stage_shapes
 from nemo_thinkprune.costs.training_state import TrainingState, precision_of, reduction_of, training_state
@@ -96,23 +99,51 @@ def local_shape(recipe: Recipe, split: Split) -> Shape:
     return Shape(-(-tokens // multiple) * multiple, BYTES[policy.precision], split, Recompute.of(recipe))
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Something that a phase makes and frees again; `small` of its bytes are in blocks below 32 MiB."""
+
+    part: Part
+    small: int = 0
+
+
+def _made(name: str, *blocks: int, count: int = 1) -> _Made:
+    """`count` times blocks of these sizes."""
+    small = sum(size for size in blocks if size < _LARGEST_HEAP_BLOCK)
+    return _Made(Part(name, count * sum(blocks)), count * small)
+
+
 def _phases(rank: _Rank) -> Iterator[PhaseMemory]:
-    kept = Part("kept by the allocator", kept_bytes(rank.model, rank.shape))
-    always = [*_always(rank), kept]
-    main = Part("float32 gradients", rank.state.step)  # stay until the next update begins
+    # float32 gradients stay until the next update begins
+    matrices = _blocks(rank, bytes_each=_FP32 if rank.state.step else 0)
+    main = _made("float32 gradients", *matrices)
+    phases = {
+        "generate": [main, *_generate(rank)],
+        "log-probs": [main, *_forward(rank)],
+        "forward/backward": _train(rank),
+        "optimizer": [main, *_optimizer(rank)],
+        "save": [main, *_save(rank)],
+    }
+    small = {name: sum(one.small for one in made) for name, made in phases.items()}
+    most = max(size for name, size in small.items() if name != "save")
+    least = 2 * min(_LARGEST_HEAP_BLOCK, largest_block(rank.model, rank.shape))
     yield phase("load", rank.stage, _load(rank))
-    yield phase("generate", rank.stage, [*always, main, *_generate(rank)])
-    yield phase("log-probs", rank.stage, [*always, main, *_forward(rank)])
-    yield phase("forward/backward", rank.stage, [*always, *_train(rank)])
-    yield phase("optimizer", rank.stage, [*always, main, *_optimizer(rank)])
-    yield phase("save", rank.stage, [*always, main, *_save(rank)])
+    for name, made in phases.items():
+        kept = Part("freed, kept by the allocator", max(most - small[name], least))
+        yield phase(name, rank.stage, [*_always(rank), *(one.part for one in made), kept])
 
 
-def kept_bytes(model: ModelConfig, shape: Shape) -> int:
-    """What glibc keeps of freed blocks: twice the largest of them, each counted up to 32 MiB."""
-    largest = 2 * shape.tokens * model.ffn // shape.split.tp * shape.width
-    matrix = 2 * model.ffn * model.hidden_size // shape.split.tp * shape.width
-    return 2 * min(_LARGEST_HEAP_BLOCK, max(largest, matrix))
+def largest_block(model: ModelConfig, shape: Shape) -> int:
+    """The largest block that is freed again and again: gate and up, as activations or as a packed weight."""
+    rows = max(shape.tokens, model.hidden_size)
+    return 2 * rows * model.ffn // shape.split.tp * shape.width
+
+
+def _blocks(rank: _Rank, *, bytes_each: int) -> list[int]:
+    """Bytes of something like every parameter of a rank, or of its share under the distributed optimizer."""
+    share = rank.state.optimizer_elements / rank.state.parameters
+    shapes = stage_shapes(rank.model, rank.split, rank.stage)
+    return [int(prod(shape) * share) * bytes_each for shape in shapes.values()]
 
 
 def _always(rank: _Rank) -> list[Part]:
@@ -160,7 +191,7 @@ def mapped_bytes(model: ModelConfig, split: Split, stage: int) -> int:
     return total * BYTES[model.dtype]
 
 
-def _generate(rank: _Rank) -> list[Part]:
+def _generate(rank: _Rank) -> list[_Made]:
     """Caches, the linear layers' weights in oneDNN's order, and the widest point of the prompts' layers."""
     recipe, model, tp = rank.recipe, rank.model, rank.split.tp
     group = recipe.grpo.num_generations_per_prompt
@@ -170,71 +201,92 @@ def _generate(rank: _Rank) -> list[Part]:
     prompt, limit = recipe.data.max_input_seq_length, recipe.policy.generation.max_new_tokens
     shapes = stage_shapes(model, rank.split, rank.stage)
     layers = sum(1 for name in shapes if name.endswith("linear_fc1.weight"))
-    token = 2 * layers * model.num_kv_heads // tp * model.head_dim * rank.width
-    linear = sum(prod(shape) for name, shape in shapes.items() if "linear_" in name and len(shape) == 2)
+    token = model.num_kv_heads // tp * model.head_dim * rank.width
+    linear = [
+        prod(shape) * rank.width
+        for name, shape in shapes.items()
+        if ("linear_" in name or name == OUTPUT) and len(shape) == 2
+    ]
     columns = padded_vocab_size(model.vocab_size, tp)
     return [
-        Part("key-value cache", token * (at_once * prompt + rows * limit)),
-        Part("weights packed for sampling", linear * rank.width),
-        Part("workspace of a layer", _workspace(rank, at_once * prompt)),
-        Part("logits", 3 * _FP32 * rows * columns if rank.is_last else 0),
+        _made("key-value cache", token * at_once * prompt, token * rows * limit, count=2 * layers),
+        _made("weights packed for sampling", *linear),
+        _workspace(rank, at_once * prompt),
+        _made("logits", *(3 * [_FP32 * rows * columns] if rank.is_last else [])),
     ]
 
 
-def _workspace(rank: _Rank, tokens: int) -> int:
+def _workspace(rank: _Rank, tokens: int) -> _Made:
     """Gate and up, silu of the gate, up, their product; hidden states before, after and normalised."""
     model = rank.model
-    return tokens * (5 * model.ffn // rank.split.tp + 3 * model.hidden_size) * rank.width
+    wide, hidden = tokens * model.ffn // rank.split.tp * rank.width, tokens * model.hidden_size * rank.width
+    return _made("workspace of a layer", 2 * wide, wide, wide, wide, hidden, hidden, hidden)
 
 
-def _forward(rank: _Rank) -> list[Part]:
-    parts = [Part("workspace of a layer", _workspace(rank, rank.shape.tokens))]
-    if rank.is_last:
-        parts.append(Part("logits", 3 * _FP32 * _chunk_elements(rank)))
-    return parts
+def _forward(rank: _Rank) -> list[_Made]:
+    return [_workspace(rank, rank.shape.tokens), _made("logits", *_chunk(rank))]
 
 
-def _chunk_elements(rank: _Rank) -> int:
-    """Logits that exist at once: response tokens of a chunk x this rank's part of the vocabulary."""
+def _chunk(rank: _Rank) -> list[int]:
+    """Three float32 copies of the logits of a chunk: of response tokens, this rank's part of the vocabulary."""
+    if not rank.is_last:
+        return []
     chunk = rank.recipe.policy.logprob_chunk_size or DEFAULT_CHUNK
-    longest = longest_sequence(rank.recipe)
+    longest = rank.recipe.data.max_input_seq_length + rank.recipe.policy.generation.max_new_tokens
     responses = rank.shape.tokens * rank.recipe.policy.generation.max_new_tokens // longest
     columns = padded_vocab_size(rank.model.vocab_size, rank.split.tp) // rank.split.tp
-    return min(chunk, max(1, responses)) * columns
+    return 3 * [_FP32 * min(chunk, max(1, responses)) * columns]
 
 
-def _train(rank: _Rank) -> list[Part]:
+def _train(rank: _Rank) -> list[_Made]:
     model, shape, split = rank.model, rank.shape, rank.split
     sequences = max(1, rank.recipe.policy.train_global_batch_size // split.dp)
     longest = rank.recipe.data.max_input_seq_length + rank.recipe.policy.generation.max_new_tokens
     count = -(-sequences // max(1, shape.tokens // longest))
-    parts = [Part("activations", stage_bytes(model, shape, rank.stage, count=count))]
+    kept = stage_bytes(model, shape, rank.stage, count=count)
+    wide = 2 * shape.tokens * model.ffn // split.tp * shape.width
+    mapped = _share_mapped(model, shape, wide)
+    made = [_Made(Part("activations", kept), int(kept * (1 - mapped)))]
     if shape.recompute.granularity != "none":
-        whole = Shape(shape.tokens, shape.width, split, Recompute())
-        again = sum(layer_parts(model, whole).values()) - sum(
-            0 if shape.recompute.granularity == "full" else size
-            for size in layer_parts(model, shape).values()
-        )
-        parts.append(Part("a layer made again", again))
+        made.append(_again(rank))
     if rank.is_last:
         columns = padded_vocab_size(model.vocab_size, split.tp) // split.tp
-        weight = columns * model.hidden_size * (_FP32 + 2 * rank.width)
-        parts.append(Part("logits", 3 * _FP32 * _chunk_elements(rank) + weight))
+        weight = columns * model.hidden_size
+        made.append(_made("logits", *_chunk(rank), weight * _FP32, weight * rank.width, weight * rank.width))
     if rank.distributed:  # gloo reduces a copy of the buffer and then cuts the rank's share out
-        parts.append(Part("gradients, reduced over the ranks", rank.state.gradients))
-    return parts
+        made.append(_made("gradients, reduced over the ranks", rank.state.gradients))
+    return made
 
 
-def _optimizer(rank: _Rank) -> list[Part]:
+def _share_mapped(model: ModelConfig, shape: Shape, wide: int) -> float:
+    """The part of a layer's activations that lies in blocks of 32 MiB and more: gate and up, or all of the MLP."""
+    if shape.recompute.granularity == "full" or wide < _LARGEST_HEAP_BLOCK:
+        return 0.0
+    mlp = layer_parts(model, shape)["MLP"]
+    large = mlp if wide // 2 >= _LARGEST_HEAP_BLOCK else mlp * 2 // 5
+    return large / layer_bytes(model, shape)
+
+
+def _again(rank: _Rank) -> _Made:
+    """What recomputation makes anew of the layer that is being differentiated."""
+    whole = Shape(rank.shape.tokens, rank.shape.width, rank.split, Recompute())
+    all_of_it = layer_bytes(rank.model, whole)
+    kept = 0 if rank.shape.recompute.granularity == "full" else layer_bytes(rank.model, rank.shape)
+    size = all_of_it - kept
+    wide = 2 * whole.tokens * rank.model.ffn // rank.split.tp * whole.width
+    return _Made(Part("a layer made again", size), int(size * (1 - _share_mapped(rank.model, whole, wide))))
+
+
+def _optimizer(rank: _Rank) -> list[_Made]:
     """AdamW's temporaries for its largest tensor; gloo gathers new weights into a copy of their buffer."""
-    largest = max(prod(shape) for shape in stage_shapes(rank.model, rank.split, rank.stage).values())
+    largest = max(_blocks(rank, bytes_each=_FP32))
     return [
-        Part("AdamW's temporaries", 2 * min(largest, rank.state.optimizer_elements) * _FP32),
-        Part("weights, gathered over the ranks", rank.state.weights if rank.distributed else 0),
+        _made("AdamW's temporaries", largest, largest),
+        _made("weights, gathered over the ranks", rank.state.weights if rank.distributed else 0),
     ]
 
 
-def _save(rank: _Rank) -> list[Part]:
+def _save(rank: _Rank) -> list[_Made]:
     """Copies that Megatron's writer makes of everything that is a view of a larger block.
 
     Without the distributed optimizer those are gate and up, two tensors in a checkpoint and one in memory.  With it
@@ -246,11 +298,12 @@ def _save(rank: _Rank) -> list[Part]:
     per_parameter = state.optimizer // max(1, state.optimizer_elements) if with_optimizer else 0
     if not rank.distributed:
         shapes = stage_shapes(rank.model, rank.split, rank.stage)
-        split = sum(prod(shape) for name, shape in shapes.items() if name.endswith("linear_fc1.weight"))
-        return [Part("copies of gate and up", split * (rank.width + per_parameter))]
+        halves = [prod(shape) // 2 for name, shape in shapes.items() if name.endswith("linear_fc1.weight")]
+        sizes = [rank.width, *(per_parameter // _FP32) * [_FP32]]
+        return [_made("copies of gate and up", *(half * size for half in halves for size in sizes), count=2)]
     whole = state.gradient_elements
     if not with_optimizer:
-        return [Part("copies of views", whole * rank.width)]
+        return [_made("copies of views", whole * rank.width)]
     gather = whole * 3 * _FP32 + 3 * _FP32 * (whole // rank.split.dp) + 3 * _FP32 * whole
     write = whole * (2 * 3 * _FP32 + rank.width)
-    return [Part("optimizer gathered and copied", max(gather, write))]
+    return [_made("optimizer gathered and copied", max(gather, write))]
