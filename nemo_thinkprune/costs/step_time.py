@@ -213,7 +213,8 @@ def _passes(machine: Machine, step: Step) -> list[Phase]:
 
 
 def _pass_phase(name: str, one: PassTime, *, times: int, note: str = "") -> Phase:
-    parts = f"{times} x {one.rows} micro-batches, {one.communication * times:.1f} s of it communication"
+    parts = f"{times} x {one.rows} micro-batches, {one.padding:.0%} padding, "
+    parts += f"{one.communication * times:.1f} s communication"
     if one.bubble:
         parts += f", {one.bubble * times:.1f} s pipeline bubble"
     return Phase(name=name, seconds=times * one.seconds, note=note + parts)

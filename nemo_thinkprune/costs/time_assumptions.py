@@ -25,9 +25,8 @@ def _assumed(value: float, unit: str, source: str) -> Any:
 
 
 _LAYERS = (
-    "hardware FLOPs of a layer with its kernels and gaps, tensor-parallel communication and pipeline bubbles apart: "
-    "median of the {gpu} bf16 rows of MosaicML llm-foundry's scripts/train/benchmarking, {rows}; their communication "
-    "is sharded-data-parallel and mostly hidden"
+    "hardware FLOPs of layers, without tensor-parallel communication and pipeline bubbles: median of the {gpu} bf16 "
+    "rows of MosaicML llm-foundry's scripts/train/benchmarking, {rows}"
 )
 _LARGE = "7B to 70B with recomputation, up to 4096 tokens ({span})"
 _SMALL = "1B and 3B without recomputation, up to 4096 tokens ({span}); used below 5B parameters"
@@ -46,8 +45,8 @@ class TimeAssumptions:
     decode_bandwidth: float = _assumed(
         0.60,
         "of the HBM bandwidth",
-        "weights and keys and values read for a token, launches and small all-reduces included: 60% on 2 H100 at "
-        "batch 1, Databricks, LLM Inference Performance Engineering (2023); it falls as the batch grows",
+        "reading weights, keys and values for a token, with launches: 60% on 2 H100 at batch 1, Databricks, LLM "
+        "Inference Performance Engineering (2023); it falls as the batch grows",
     )
     link_efficiency: float = _assumed(
         0.82,
@@ -62,14 +61,14 @@ class TimeAssumptions:
     host_efficiency: float = _assumed(
         0.20,
         "of the PCIe line rate",
-        "NeMo-RL moves weights and optimizer through unpinned host memory; unpinned copies are 4 to 5 times slower "
-        "with 8 GPUs: microsoft/DeepSpeed pull request 5301",
+        "copies to and from unpinned host memory are 4 to 5 times slower with 8 GPUs: microsoft/DeepSpeed pull "
+        "request 5301",
     )
     fixed_seconds: float = _assumed(
         4.0,
         "s",
-        "changes of phase, Ray calls, data and rewards of a step whatever its size: 3.9 s in a log of NeMo-RL v0.5 "
-        "for a 1B model (Google Cloud's guide for NeMo-RL on G4: preparations, data processing and rewards)",
+        "changes of phase, Ray calls, data, rewards: 3.9 s in a log of NeMo-RL v0.5 for a 1B model (Google Cloud's "
+        "guide for NeMo-RL on G4)",
     )
 
     other_sources: tuple[tuple[str, str], ...] = ()

@@ -49,9 +49,7 @@ class Machine:
 
     def flops(self, model: ModelConfig) -> float:
         """FLOP/s that the layers of a model run at."""
-        small = parameters(model) < _SMALL_PARAMETERS
-        share = self.assumed.small_layer_efficiency if small else self.assumed.layer_efficiency
-        return self.gpu.bf16_flops * share
+        return self.gpu.bf16_flops * getattr(self.assumed, layer_assumption(model))
 
     def all_reduce(self, size: float, ranks: int, *, span: int | None = None) -> float:
         """Seconds of a ring all-reduce of `size` bytes: 2 (n - 1) / n of them cross each link."""
@@ -136,12 +134,16 @@ def training_pass(recompute: Collection[str]) -> Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassTime:
-    """Seconds of a pass on one data-parallel rank; `communication` and `bubble` are parts of `seconds`."""
+    """Seconds of a pass on one data-parallel rank.
+
+    `communication` and `bubble` are parts of `seconds`; `padding` is the share of the rows' tokens that are none.
+    """
 
     seconds: float
     communication: float
     bubble: float
     rows: int
+    padding: float
 
 
 def pass_time(
@@ -161,6 +163,7 @@ def pass_time(
         communication=communication,
         bubble=bubble,
         rows=len(batches),
+        padding=1 - sum(lengths) / max(1, sum(map(sum, batches))),
     )
 
 
@@ -186,6 +189,11 @@ def _stage(
         own = hidden / split.tp if split.sequence_parallel else hidden
         communication += what.handed_on * own / machine.bandwidth(2 * split.tp * split.cp * split.dp)
     return compute, communication
+
+
+def layer_assumption(model: ModelConfig) -> str:
+    """Name of the efficiency that holds for a model of this size."""
+    return "small_layer_efficiency" if parameters(model) < _SMALL_PARAMETERS else "layer_efficiency"
 
 
 def parameters(model: ModelConfig) -> int:

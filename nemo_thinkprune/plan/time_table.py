@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,18 +17,16 @@ from nemo_thinkprune.costs.memory import held
 from nemo_thinkprune.costs.shards import Split, split_of
 from nemo_thinkprune.costs.step_time import Engines, Step, StepTime, step_time
 from nemo_thinkprune.costs.time_assumptions import Assumption, TimeAssumptions, assumptions_for
-from nemo_thinkprune.costs.train_time import Machine, Rows
+from nemo_thinkprune.costs.train_time import Machine, Rows, layer_assumption
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.resources import rollout_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 
+WIDTH = 120
 RESPONSE_SHARE = 0.8
-RESPONSE_SOURCE = "of the limit; NeMo-RL's published Qwen3-32B rows have 3251 of 3992 tokens"
+RESPONSE_SOURCE = "NeMo-RL's published Qwen3-32B rows have 3251 of 3992 tokens"
 PROMPT_TOKENS = 128
-PROMPT_SOURCE = (
-    "NeMo-RL's published rows have 104 (Qwen3-32B) and 127 (Llama 3.1 8B): tokens/s/GPU x GPUs x seconds / rollouts, "
-    "less the average response"
-)
+PROMPT_SOURCE = "NeMo-RL's published rows have 104 (Qwen3-32B) and 127 (Llama 3.1 8B): docs/performance.md"
 KNOWN_ERROR = (
     "against NeMo-RL's published steps of dense models such predictions were 2% to 23% too short on H100 and 33% to "
     "48% on GB200: take them as a lower bound (docs/performance.md)"
@@ -88,7 +87,7 @@ def time_rows(
         response_tokens=step.work.response_tokens / len(step.work.responses),
         cut=cut_share(mean=mean, limit=limit),
         beside=not step.colocated,
-        assumed=(*given, *efficiencies.listed()),
+        assumed=(*given, *_used(efficiencies, model)),
     )
 
 
@@ -199,6 +198,12 @@ def _recompute(recipe: Recipe) -> tuple[str, ...]:
     return tuple(megatron.recompute_modules or ["core_attn"])
 
 
+def _used(assumed: TimeAssumptions, model: ModelConfig) -> Iterator[Assumption]:
+    """All but the efficiency of models of another size."""
+    both = {"layer_efficiency", "small_layer_efficiency"}
+    return (one for one in assumed.listed() if one.name not in both - {layer_assumption(model)})
+
+
 def time_lines(plan: TimePlan) -> Iterator[str]:
     """The prediction as text: a line a phase, the totals, then each assumption with its source."""
     if plan.step is None:
@@ -218,10 +223,14 @@ def time_lines(plan: TimePlan) -> Iterator[str]:
         f"  mean response {plan.response_tokens:.0f} tokens, {plan.cut:.0%} cut at the limit "
         "(lengths: exponential, cut)"
     )
-    yield f"  {KNOWN_ERROR}"
+    yield _filled(f"  {KNOWN_ERROR}")
     yield "assumed:"
     for one in plan.assumed:
-        yield f"  {one.name} = {one.value:g} {one.unit}: {one.source}"
+        yield _filled(f"  {one.name} = {one.value:g} {one.unit}: {one.source}")
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def time_values(plan: TimePlan) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def test_one_gpu_takes_its_flops_at_the_efficiency():
     found = pass_time(MACHINE, MODEL, Split(), FORWARD, lengths=[40, 60], rows=Rows(tokens=100))
     flops = model_flops(MODEL, tokens=100, pairs=40 * 41 // 2 + 60 * 61 // 2, logits=100).total
     assert found.seconds == pytest.approx(flops / 1e9)
-    assert (found.communication, found.bubble, found.rows) == (0.0, 0.0, 1)
+    assert (found.communication, found.bubble, found.rows, found.padding) == (0.0, 0.0, 1, 0.0)
+    loose = pass_time(MACHINE, MODEL, Split(), FORWARD, lengths=[40, 60], rows=Rows(tokens=None, sequences=2))
+    assert loose.padding == pytest.approx(20 / 120)
     half = replace(MACHINE, assumed=replace(PERFECT, small_layer_efficiency=0.5))
     slow = pass_time(half, MODEL, Split(), FORWARD, lengths=[40, 60], rows=Rows(tokens=100))
     assert slow.seconds == pytest.approx(2 * found.seconds)
