@@ -28,6 +28,8 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.rounds.commands import EngineChoice
 from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
+from nemo_thinkprune.training.disk import disk_errors
+from nemo_thinkprune.training.stopping import stop_signals
 
 Say = Callable[[str], None]
 TABLE_FILE, PICTURE_FILE = "bench.txt", "bench.svg"
@@ -61,17 +63,21 @@ def bench(
     plan = Plan(recipe=loaded, engine=choice, steps=steps, warmup=warmup, fixed_length=fixed_length)
     refuse_fixed_length(plan)
     folder = result_folder(recipe_name(recipe), out)
-    peaks = _Peaks(plan, peak_tflops)
-    records = run_steps(plan, folder)
-    result = _assembled(recipe_name(recipe), plan, records, peaks)
-    text = result_table(result)
-    write_files(
-        folder, {PICTURE_FILE: picture(result), TABLE_FILE: text + "\n", RESULT_FILE: result.to_json()}
-    )
+    with stop_signals():  # one that comes when the steps are done must not end what is left to write
+        result = measured(recipe_name(recipe), plan, folder, peak_tflops=peak_tflops)
+        text = result_table(result)
+        files = {PICTURE_FILE: picture(result), TABLE_FILE: text + "\n", RESULT_FILE: result.to_json()}
+        write_files(folder, files)
     say(text)
     say(f"\nNumbers:  {folder / RESULT_FILE}\nPicture:  {folder / PICTURE_FILE}")
     say(f"Next:     thinkprune bench compare {folder / RESULT_FILE} OTHER/{RESULT_FILE}")
     return WRONG if result.errors else 0
+
+
+def measured(name: str, plan: Plan, folder: Path, *, peak_tflops: float | None) -> Result:
+    """Run the steps, with what is measured beside them before and after; raises as `bench`."""
+    peaks = _Peaks(plan, peak_tflops)
+    return _assembled(name, plan, run_steps(plan, folder), peaks)
 
 
 def refuse_fixed_length(plan: Plan) -> None:
@@ -158,7 +164,7 @@ def _assembled(name: str, plan: Plan, records: Records, peaks: _Peaks) -> Result
         steps=tuple(steps),
         summary=summary,
         errors=tuple(measurement_errors(summary)),
-        notes=tuple(_notes(plan)),
+        notes=tuple(notes(plan)),
     )
 
 
@@ -176,23 +182,37 @@ def device_facts(plan: Plan, records: Records) -> tuple[str, list[str], str]:
     return "cuda", [gpu.name for gpu in gpu_facts().devices], f"NeMo-RL {version}"
 
 
-def _notes(plan: Plan) -> list[str]:
-    notes = []
-    if not plan.fixed_length:
-        notes.append(
+def notes(plan: Plan) -> list[str]:
+    """What a reader should know of a measurement on this engine."""
+    recipe, found = plan.recipe, []
+    if plan.fixed_length:
+        found.append(
+            "Every response ran to the limit and counts as cut: rewards and losses of these steps mean nothing."
+        )
+    else:
+        found.append(
             "Lengths are those that this policy sampled: another policy, precision or layout samples others. To fix "
             "the work, measure with --fixed-length."
         )
     if plan.engine.name == "local":
-        notes.append(
+        found.append(
             "Refit takes no time here: responses are sampled from the very weights that are trained."
         )
     else:
-        notes.append(
+        found.append(
             "NeMo-RL scores while it generates and has one timer for old and reference log-probs; it tells neither "
             "processor time nor memory."
         )
-    return notes
+    if recipe.checkpointing.enabled:
+        period = recipe.checkpointing.save_period
+        found.append(
+            f"A checkpoint was written after every step; the recipe writes one every {period} steps."
+        )
+    if plan.engine.name == "nemo-rl" and recipe.grpo.async_grpo.enabled:
+        found.append(
+            "Responses are generated beside the updates: their FLOPs are in no phase, and so not in the step's MFU."
+        )
+    return found
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
@@ -201,7 +221,8 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     try:
         for name, text in files.items():
             written.append(folder / name)
-            write_atomic(folder / name, text)
+            with disk_errors(folder / name):
+                write_atomic(folder / name, text)
     except BaseException:
         for path in written:
             with contextlib.suppress(OSError):

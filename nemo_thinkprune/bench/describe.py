@@ -12,6 +12,7 @@ from checkpoints_tools.weight_map import weight_map
 from nemo_thinkprune.bench.result import Conditions, Machine, Model, StepWork
 from nemo_thinkprune.bench.run import Plan, Records
 from nemo_thinkprune.bench.steps import recomputed_parts
+from nemo_thinkprune.costs.flops import RECOMPUTE_ALL
 from nemo_thinkprune.recipe.load import to_dict
 from nemo_thinkprune.recipe.resources import rollout_gpus, training_gpus
 from nemo_thinkprune.recipe.schema import Recipe
@@ -56,6 +57,7 @@ def describe_conditions(plan: Plan, records: Records, *, engine: str, device: st
     apart = not recipe.policy.generation.colocated.enabled
     packed = f"packed to {packing.train_mb_tokens} tokens"
     parts = recomputed_parts(recipe)
+    again = "every layer" if parts == RECOMPUTE_ALL else ", ".join(parts)
     return Conditions(
         engine=engine,
         device=device,
@@ -70,7 +72,7 @@ def describe_conditions(plan: Plan, records: Records, *, engine: str, device: st
         threads=recipe.thinkprune.runtime.threads_per_rank if device == "cpu" else None,
         precision=recipe.policy.precision,
         batches=packed if packing.enabled else f"{recipe.policy.train_micro_batch_size} sequences",
-        recompute=", ".join(parts) or "nothing",
+        recompute=again or "nothing",
         rows=recipe.policy.generation_batch_size,
     )
 

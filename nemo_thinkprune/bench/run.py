@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools.hf_config import read_hf_config
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import with_values
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.rounds.commands import EngineChoice
@@ -157,7 +158,10 @@ def run_folder(out: Path) -> Iterator[Path]:
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_run_folder(out)
     _remove_left(out)
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=out))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=out))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}): give another place") from error
     try:
         yield folder
     except JobFailed:

@@ -26,6 +26,7 @@ from nemo_thinkprune.bench.run import Records
 from nemo_thinkprune.costs.flops import RECOMPUTE_ALL, Work, forward_flops, generate_flops, train_flops
 from nemo_thinkprune.data.recipe_prompts import training_prompts
 from nemo_thinkprune.data.tokenizer import load_tokenizer
+from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.schema import Recipe
 
 _STEP, _RECORD, _SAVE = "step_s", "record_s", "save_s"
@@ -151,7 +152,13 @@ def _step(
     phases: dict[str, PhaseUse],
     checkpoint: PhaseUse | None,
 ) -> MeasuredStep:
-    rows = records.rollouts[step]
+    rows, recipe = records.rollouts[step], records.job.recipe
+    expected = recipe.grpo.num_prompts_per_step * how.group_size
+    if len(rows) != expected:
+        raise UserError(
+            f"{len(rows)} responses of step {step} were recorded where the recipe has {expected}: tokens cannot be "
+            "counted; measure without dynamic sampling"
+        )
     lengths = [prompts[row["problem_id"]] for row in rows], [row["response_tokens"] for row in rows]
     work = Work(prompts=lengths[0], responses=lengths[1], group_size=how.group_size)
     model, hardware = _flops(work, how, phases)

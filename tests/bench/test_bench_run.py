@@ -97,14 +97,13 @@ PLAIN = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
 def test_a_parallel_layout_does_the_same_work(overrides: list[str], tmp_path: Path) -> None:
     layout = [
         "cluster.gpus_per_node=2",
-        "policy.megatron_cfg.pipeline_model_parallel_size=2",
         "policy.train_global_batch_size=4",
     ]
     code, said = measure(overrides, tmp_path, *layout, fixed_length=True)
     assert code == 0, said
     result = read_result(tmp_path / "bench.json")
     (step,) = result.steps
-    assert (result.conditions.devices, result.work.updates) == (2, 2)
+    assert (result.conditions.devices, result.conditions.data_parallel, result.work.updates) == (2, 2, 2)
     assert step.response_tokens == 8 * 24 and result.work.fixed_length
     assert OLD in step.phases and step.flops[OLD] == step.flops[REFERENCE] == step.flops[UPDATE] // 3
     update = step.phases[UPDATE]
