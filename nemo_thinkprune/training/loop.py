@@ -127,8 +127,8 @@ def train_step(
         updates = optimise(session.policy, objective, samples, advantages, lrs=lrs, clock=clock)
         with clock.phase("refit_s"):
             session.engine.refit()
-    rows = [sample.to_row() for sample in samples]
-    row = step_row(step, rows, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
+        rows = [sample.to_row() for sample in samples]
+        row = step_row(step, rows, group_size=group, limit=session.job.limit, updates=updates, lr=lrs[-1])
     return samples, advantages, row
 
 
