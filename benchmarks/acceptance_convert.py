@@ -213,7 +213,7 @@ def _logits(policy: Any, expected: Any) -> float:
     from megatron.core import parallel_state as mpu
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from nemo_thinkprune.policy.model import packed_params
+    from nemo_thinkprune.policy.batch import packed_params
 
     ends = torch.tensor([0, TOKENS], dtype=torch.int32)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 
@@ -29,8 +30,7 @@ class MicroBatch:
     Attributes:
         indices: Positions of its sequences in the list that was packed.
         tokens: [t] int64 token ids of all sequences end to end.
-        cu_seqlens: [s + 1] int32 boundaries (one more sequence when padding was appended).
-        max_seqlen: Longest sequence.
+        attention: Which tokens attend to which, as Megatron passes it to each layer's attention.
         positions: [r] int64 index into `tokens` of the token that predicts each response token.
         targets: [r] int64 response token ids.
         lengths: Response tokens of each sequence; they sum to r.
@@ -39,8 +39,7 @@ class MicroBatch:
 
     indices: list[int]
     tokens: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
+    attention: PackedSeqParams
     positions: Tensor
     targets: Tensor
     lengths: list[int]
@@ -91,19 +90,34 @@ def pack(
     if padding:
         tokens.extend([0] * padding)
         bounds.append(len(tokens))
-    names = chosen[0].fields.keys()
     return MicroBatch(
         indices=list(indices),
         tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
-        cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
-        max_seqlen=max(b - a for a, b in itertools.pairwise(bounds)),
+        attention=packed_params(
+            torch.tensor(bounds, dtype=torch.int32, device=device),
+            max(b - a for a, b in itertools.pairwise(bounds)),
+        ),
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         targets=torch.tensor([t for s in chosen for t in s.response_ids], dtype=torch.int64, device=device),
         lengths=[len(s.response_ids) for s in chosen],
-        fields={
-            name: torch.tensor(
-                [v for s in chosen for v in s.fields[name]], dtype=torch.float32, device=device
-            )
-            for name in names
-        },
+        fields=fields_of(chosen, device=device),
+    )
+
+
+def fields_of(chosen: Sequence[TokenSequence], *, device: torch.device) -> dict[str, Tensor]:
+    """The fields of the sequences end to end: [r] fp32 by name."""
+    return {
+        name: torch.tensor([v for s in chosen for v in s.fields[name]], dtype=torch.float32, device=device)
+        for name in chosen[0].fields
+    }
+
+
+def packed_params(cu_seqlens: Tensor, max_seqlen: int) -> PackedSeqParams:
+    """Megatron's description of a packed (THD) micro-batch; `cu_seqlens` is [sequences + 1] int32."""
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
     )

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 import torch.utils._device
 from torch import Tensor
 
+from nemo_thinkprune.policy.group_attention import group_attention
+from nemo_thinkprune.policy.prompt_groups import PromptGroups
 from nemo_thinkprune.recipe.errors import UserError
 
 CPU_TENSOR_TYPES = {
@@ -174,12 +176,16 @@ class SdpaCoreAttention(torch.nn.Module):
         """Attend causally.
 
         Args:
-            query: [s, b, heads, d], or packed [t, heads, d].
-            key, value: [s, b, kv heads, d], or packed [t, kv heads, d].
+            query: [s, b, heads, d], packed [t, heads, d], or by prompt groups [t, 1, heads, d].
+            key, value: [s, b, kv heads, d], packed [t, kv heads, d], or [t, 1, kv heads, d].
 
         Returns:
-            [s, b, heads * d], or packed [t, heads * d].
+            [s, b, heads * d], packed [t, heads * d], or [t, 1, heads * d].
         """
+        if isinstance(packed_seq_params, PromptGroups):
+            query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+            groups = packed_seq_params.groups
+            return group_attention(query, key, value, groups, scale=self.softmax_scale)[:, None]
         if packed_seq_params is None:
             context = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
             return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)

@@ -29,6 +29,7 @@ from checkpoints_tools.model_config import ModelConfig, RopeScaling
 from checkpoints_tools.weight_map import padded_vocab_size
 from nemo_thinkprune.policy.device import SdpaCoreAttention
 from nemo_thinkprune.policy.parallel import Layout
+from nemo_thinkprune.policy.prompt_groups import PromptGroups
 from nemo_thinkprune.recipe.errors import UserError
 
 
@@ -51,6 +52,15 @@ class PolicyModel(GPTModel):
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
+
+    def _preprocess(
+        self, *args: Any, packed_seq_params: PackedSeqParams | None = None, **kwargs: Any
+    ) -> tuple:
+        """As Megatron's; the rows of prompt groups get the rotary angles of their own positions."""
+        found = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)
+        if isinstance(packed_seq_params, PromptGroups):
+            found = (found[0], found[1][packed_seq_params.position_ids], *found[2:])
+        return found
 
     def output_weight(self) -> Tensor:
         """The output projection on the last stage: [padded vocabulary / TP, hidden]."""
@@ -188,14 +198,3 @@ def _mark_tensor_parallel(network: PolicyModel) -> None:
         weight = getattr(module, "weight", None)
         if type(module) in split and weight is not None and not hasattr(weight, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(weight, True, split[type(module)], 1)
-
-
-def packed_params(cu_seqlens: Tensor, max_seqlen: int) -> PackedSeqParams:
-    """Megatron's description of a packed (THD) micro-batch; `cu_seqlens` is [sequences + 1] int32."""
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_kv=max_seqlen,
-    )

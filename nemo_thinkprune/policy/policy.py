@@ -23,8 +23,9 @@ from torch import Tensor
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.policy.batch import MicroBatch, TokenSequence, assign, pack
 from nemo_thinkprune.policy.logprobs import token_logprobs
-from nemo_thinkprune.policy.model import ModelOptions, PolicyModel, build_model, packed_params
+from nemo_thinkprune.policy.model import ModelOptions, PolicyModel, build_model
 from nemo_thinkprune.policy.parallel import Layout, broadcast_from_last_stage
+from nemo_thinkprune.policy.prompt_groups import assign_groups, pack_groups
 
 # (log-probs [r], entropies [r], micro-batch) -> (loss already divided by the step's normaliser, sums to log)
 LossFn = Callable[[Tensor, Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
@@ -160,9 +161,12 @@ class Policy:
     ) -> list[tuple[MicroBatch, dict[str, Tensor]]]:
         """Forward (and backward, with a loss) over all micro-batches; the last stage's outputs, in order."""
         divisible = self.layout.tp if self.network.config.sequence_parallel else 1
-        lengths = [len(s) for s in sequences]
-        bins = assign(lengths, max_tokens=self.batch.max_tokens, max_sequences=self.batch.max_sequences)
-        micros = [pack(sequences, b, device=self.device, divisible_by=divisible) for b in bins]
+        limits = {"max_tokens": self.batch.max_tokens, "max_sequences": self.batch.max_sequences}
+        # a fused GPU kernel knows packed sequences, but no prompts that several responses share
+        share = self.device.type == "cpu"
+        bins = assign_groups(sequences, **limits) if share else assign([len(s) for s in sequences], **limits)
+        lay_out = pack_groups if share else pack
+        micros = [lay_out(sequences, b, device=self.device, divisible_by=divisible) for b in bins]
         if not micros:
             return []
         schedule = get_forward_backward_func()
@@ -186,7 +190,7 @@ class Policy:
             input_ids=micro.tokens[None],
             position_ids=None,
             attention_mask=None,
-            packed_seq_params=packed_params(micro.cu_seqlens, micro.max_seqlen),
+            packed_seq_params=micro.attention,
         )
         self._on_beat()
         return hidden, partial(self._loss_of_hidden, micro=micro, loss_fn=loss_fn)

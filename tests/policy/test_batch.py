@@ -33,8 +33,8 @@ def test_packed_by_hand() -> None:
     ]
     micro = pack(rows, [1, 0], device=torch.device("cpu"), divisible_by=4)
     assert micro.tokens.tolist() == [6, 7, 1, 2, 3, 4, 5, 0]
-    assert micro.cu_seqlens.tolist() == [0, 2, 7, 8]  # the padding is a sequence of its own
-    assert micro.max_seqlen == 5
+    assert micro.attention.cu_seqlens_q.tolist() == [0, 2, 7, 8]  # the padding is a sequence of its own
+    assert micro.attention.max_seqlen_q == 5
     assert micro.targets.tolist() == [7, 3, 4, 5]
     assert micro.positions.tolist() == [0, 3, 4, 5]  # 6 predicts 7; 2, 3, 4 predict 3, 4, 5
     assert micro.lengths == [1, 3]
@@ -52,4 +52,4 @@ def test_every_target_follows_its_position(shapes: list[tuple[int, int]], divisi
     micro = pack(rows, list(range(len(rows))), device=torch.device("cpu"), divisible_by=divisible)
     assert len(micro.tokens) % divisible == 0
     assert (micro.tokens[micro.positions] + 1).tolist() == micro.targets.tolist()
-    assert int(micro.cu_seqlens[-1]) == len(micro.tokens)
+    assert int(micro.attention.cu_seqlens_q[-1]) == len(micro.tokens)
