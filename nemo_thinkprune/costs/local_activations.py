@@ -7,13 +7,14 @@ and k key-value heads of size d, f MLP width, and w bytes of a number::
     two norms        input and normalised input in float32, a root        2 (8 h + 4)    of this rank's share
     linear layers    inputs of query-key-value and of gate-up             2 h w          of this rank's share
     rotation         cosine and sine, for query and for key               4 d w
-    attention        query, keys and values repeated, output              4 q d w / TP
+    attention        rotated query and key, output                        (2 q + k) d w / TP
+                     value: a view of the whole query-key-value product   (q + 2 k) d w / TP
                      log-sum-exp of the scores                            4 q / TP
-    projection       its input                                            q d w / TP
     MLP              gate and up 2 f, silu f, up + 0 f, product f         5 f w / TP
 
-The share is 1 / TP with sequence parallelism.  In float32 a norm's input is the layer's input itself; in other
-types torch's RMSNorm makes a float32 copy.  tests/costs compares this with what autograd saves, to the byte.
+The projection's input is attention's output.  The share is 1 / TP with sequence parallelism.  In float32 a norm's
+input is the layer's input itself; in other types torch's RMSNorm makes a float32 copy.  tests/costs compares this
+with what autograd saves, to the byte.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _FP32 = 4
 def layer_bytes(model: ModelConfig, shape: Shape) -> int:
     """What autograd keeps of one layer for a micro-batch.
 
-    Recomputed in full, its input remains.  Recomputed core attention keeps query, key and value as they were before
-    they were repeated; a recomputed norm loses its output, a recomputed MLP all but the norm's output.
+    Recomputed in full, its input remains.  Recomputed core attention loses the log-sum-exp, a recomputed MLP all
+    but its input.
     """
     if shape.recompute.granularity == "full":
         return shape.share * model.hidden_size * shape.width
@@ -45,15 +46,17 @@ def layer_parts(model: ModelConfig, shape: Shape) -> dict[str, int]:
         "norms": 2 * norm,
         "inputs of linear layers": 2 * share * model.hidden_size * width,
         "rotation": 4 * tokens * head * width,
-        "attention": 4 * tokens * heads * head * width + tokens * heads * _FP32,
-        "input of projection": tokens * heads * head * width,
+        "attention": 3 * tokens * (heads + kv_heads) * head * width + tokens * heads * _FP32,
         "MLP": 5 * tokens * model.ffn // tp * width,
     }
     if model.qk_norm:
-        parts["query and key norm"] = tokens * (heads + kv_heads) * (2 * head * _FP32 + _FP32)
+        # in float32 the key is a view of the product, and so is the query of a single group
+        copied = heads + kv_heads if width < _FP32 else heads if kv_heads > 1 else 0
+        kept = (copied + heads + kv_heads) * head + heads + kv_heads
+        parts["query and key norm"] = tokens * kept * _FP32
     modules = shape.recompute.modules
     if "core_attn" in modules:
-        parts["attention"] = tokens * (heads + 2 * kv_heads) * head * width
+        parts["attention"] -= tokens * heads * _FP32 - _FP32  # a tensor of one int32 for the mask's kind
     if "mlp" in modules:
         parts["MLP"] = 0
     return parts
@@ -75,7 +78,7 @@ def stage_bytes(model: ModelConfig, shape: Shape, pp_rank: int, *, count: int) -
     if split.pp > 1:
         each += states * ((pp_rank > 0) + (pp_rank < split.pp - 1))
     if pp_rank == 0:
-        each += 8 * shape.tokens
+        each += shape.tokens * (8 + (split.tp > 1))  # ids, and which of them this rank has a row for
     total = flight * each
     if pp_rank == split.pp - 1:
         total += shape.share * (2 * hidden * _FP32 + _FP32)

@@ -23,6 +23,7 @@ from checkpoints_tools.weight_map import padded_vocab_size
 from checkpoints_tools.weight_map.names import OUTPUT
 from nemo_thinkprune.costs.activations import Recompute, Shape
 from nemo_thinkprune.costs.local_activations import layer_bytes, layer_parts, stage_bytes
+from nemo_thinkprune.costs.local_batches import LocalBatch, largest_batch
 from nemo_thinkprune.costs.parts import BYTES, Part, PhaseMemory, phase
 from nemo_thinkprune.costs.shards import Split, split_of, stage_shapes
 from nemo_thinkprune.costs.training_state import TrainingState, precision_of, reduction_of, training_state
@@ -47,12 +48,18 @@ class _Rank:
     split: Split
     stage: int
     state: TrainingState
-    shape: Shape
+    batch: LocalBatch
     distributed: bool
 
     @property
+    def shape(self) -> Shape:
+        """The largest micro-batch, of updates and log-probabilities alike."""
+        recompute = Recompute.of(self.recipe)
+        return Shape(self.batch.tokens, BYTES[self.recipe.policy.precision], self.split, recompute)
+
+    @property
     def width(self) -> int:
-        return self.shape.width
+        return BYTES[self.recipe.policy.precision]
 
     @property
     def is_last(self) -> bool:
@@ -76,27 +83,10 @@ def resident_phases(recipe: Recipe, model: ModelConfig) -> Iterator[PhaseMemory]
             state=training_state(
                 model, split, stage, precision=precision_of(recipe, engine="local"), reduction=reduction
             ),
-            shape=local_shape(recipe, split),
+            batch=largest_batch(recipe, split),
             distributed=reduction.distributed,
         )
         yield from _phases(rank)
-
-
-def local_shape(recipe: Recipe, split: Split) -> Shape:
-    """The largest micro-batch of the local engine, for updates and log-probabilities alike.
-
-    With packing, sequences are laid end to end up to train_mb_tokens; without, train_micro_batch_size of them.
-    """
-    policy = recipe.policy
-    longest = recipe.data.max_input_seq_length + recipe.policy.generation.max_new_tokens
-    sequences = max(1, policy.train_global_batch_size // split.dp)
-    if policy.sequence_packing.enabled:
-        rows = max(1, policy.sequence_packing.train_mb_tokens // longest)
-    else:
-        rows = policy.train_micro_batch_size
-    tokens = min(rows, sequences) * longest
-    multiple = split.tp if split.sequence_parallel else 1
-    return Shape(-(-tokens // multiple) * multiple, BYTES[policy.precision], split, Recompute.of(recipe))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,18 +222,13 @@ def _chunk(rank: _Rank) -> list[int]:
     if not rank.is_last:
         return []
     chunk = rank.recipe.policy.logprob_chunk_size or DEFAULT_CHUNK
-    longest = rank.recipe.data.max_input_seq_length + rank.recipe.policy.generation.max_new_tokens
-    responses = rank.shape.tokens * rank.recipe.policy.generation.max_new_tokens // longest
     columns = padded_vocab_size(rank.model.vocab_size, rank.split.tp) // rank.split.tp
-    return 3 * [_FP32 * min(chunk, max(1, responses)) * columns]
+    return 3 * [_FP32 * min(chunk, rank.batch.responses) * columns]
 
 
 def _train(rank: _Rank) -> list[_Made]:
     model, shape, split = rank.model, rank.shape, rank.split
-    sequences = max(1, rank.recipe.policy.train_global_batch_size // split.dp)
-    longest = rank.recipe.data.max_input_seq_length + rank.recipe.policy.generation.max_new_tokens
-    count = -(-sequences // max(1, shape.tokens // longest))
-    kept = stage_bytes(model, shape, rank.stage, count=count)
+    kept = stage_bytes(model, shape, rank.stage, count=rank.batch.count)
     wide = 2 * shape.tokens * model.ffn // split.tp * shape.width
     mapped = _share_mapped(model, shape, wide)
     made = [_Made(Part("activations", kept), int(kept * (1 - mapped)))]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil
+from math import ceil, floor
 
 from nemo_thinkprune.costs.activations import longest_sequence
+from nemo_thinkprune.costs.kv_cache import BLOCK_TOKENS
 from nemo_thinkprune.costs.memory import largest_tensor_bytes
 from nemo_thinkprune.costs.parts import GIB
 from nemo_thinkprune.plan.plan import LOCAL, Plan
@@ -63,11 +64,22 @@ def advise(plan: Plan, replan: Replan) -> Advice | None:
         return None
     changes = list(candidates(plan))
     for sizes in ((1, 2), (3,)):
+        if sizes == (3,) and _hopeless(changes, replan):
+            break
         groups = [group for size in sizes for group in combinations(changes, size) if _differ(group)]
         for group in sorted(groups, key=_cost):
             if (found := _try(group, replan)) is not None:
                 return found
     return None
+
+
+def _hopeless(changes: Sequence[Change], replan: Replan) -> bool:
+    """Whether the dearest change of every group, all made together, still does not fit."""
+    dearest = {change.group: change for change in changes}
+    try:
+        return not replan([text for change in dearest.values() for text in change.overrides]).fits
+    except UserError:
+        return False
 
 
 def _differ(changes: tuple[Change, ...]) -> bool:
@@ -175,23 +187,16 @@ def _recompute() -> Change:
 
 
 def _generation(plan: Plan) -> Iterator[Change]:
-    """vLLM's share of the GPU: lower when it leaves too little, higher when it holds no sequence."""
-    config, engine = plan.recipe.policy.generation.vllm_cfg, plan.generation
-    now = config.gpu_memory_utilization
-    steps = [x / 100 for x in range(95, 15, -5)]
-    if engine is not None and engine.sequences < 1:
-        for rank, share in enumerate(sorted(x for x in steps if x > now), 3):
-            yield Change(
-                (f"{_VLLM}.gpu_memory_utilization={share:g}",), "none: memory that was idle", rank, "share"
-            )
-    else:
-        for rank, share in enumerate((x for x in steps if x < now), 5):
-            yield Change(
-                (f"{_VLLM}.gpu_memory_utilization={share:g}",),
-                "fewer sequences are generated at once",
-                min(rank, 9),
-                "share",
-            )
+    """vLLM's share of the GPU, to the hundredth: lower when it leaves too little, higher when it holds no sequence."""
+    now = plan.recipe.policy.generation.vllm_cfg.gpu_memory_utilization
+    share = _fitting_share(plan)
+    if share > now:
+        yield Change(
+            (f"{_VLLM}.gpu_memory_utilization={share:g}",), "nothing: the memory was idle", 3, "share"
+        )
+    elif share < now:
+        cost = "fewer sequences are generated at once"
+        yield Change((f"{_VLLM}.gpu_memory_utilization={share:g}",), cost, 5, "share")
     if plan.recipe.policy.generation.colocated.enabled:
         needed = ceil(2 * largest_tensor_bytes(plan.recipe, plan.model) / GIB * 10) / 10
         given = plan.recipe.policy.refit_buffer_size_gb
@@ -202,6 +207,29 @@ def _generation(plan: Plan) -> Iterator[Change]:
                 3,
                 "refit",
             )
+
+
+def _fitting_share(plan: Plan) -> float:
+    """The share nearest to the recipe's that holds a sequence, or that leaves what training keeps; else as it is."""
+    now = plan.recipe.policy.generation.vllm_cfg.gpu_memory_utilization
+    engine, total = plan.generation, plan.capacity
+    if engine is None:
+        return now
+    if engine.sequences < 1:
+        length = plan.recipe.policy.generation.vllm_cfg.max_model_len
+        blocks = -(-length // BLOCK_TOKENS)
+        need = engine.weights + engine.running + engine.graphs + blocks * BLOCK_TOKENS * engine.token_bytes
+        return min(ceil(100 * need / total), 99) / 100
+    kept = max(
+        sum(part.bytes for part in one.parts)
+        - engine.weights
+        - engine.running
+        - engine.graphs
+        - engine.cache_bytes
+        for one in plan.phases
+        if one.phase == "generate"
+    )
+    return min(now, floor(100 * (total - kept) / total) / 100)
 
 
 def _slower(recipe: Recipe) -> Iterator[Change]:
