@@ -96,12 +96,13 @@ def same_steps(a: Result, b: Result) -> bool:
 
 def _quantities(a: Result, b: Result) -> Iterator[tuple[str, Callable[[Result], Take]]]:
     """What is compared: a name, and how a result's step tells it."""
-    for name in common_phases(a, b):
-        yield f"{LABELS[name]}, s", _same(lambda step, name=name: phase_seconds(step, name))
+    phases = common_phases(a, b)
+    for name, parts in phases.items():
+        yield f"{LABELS[name]}, s", _same(lambda step, parts=parts: phase_seconds(step, parts))
     yield "step, s", _same(lambda step: step.seconds)
-    for name in common_phases(a, b):
-        if max(phase_share(a, name), phase_share(b, name)) >= _WORTH_A_ROW:
-            yield f"{LABELS[name]}, CPU s", _same(lambda step, name=name: phase_cpu_seconds(step, name))
+    for name, parts in phases.items():
+        if max(phase_share(a, parts), phase_share(b, parts)) >= _WORTH_A_ROW:
+            yield f"{LABELS[name]}, CPU s", _same(lambda step, parts=parts: phase_cpu_seconds(step, parts))
     yield "step, CPU s", _same(lambda step: use_of_step(step).cpu_seconds)
     yield "checkpoint, s", _same(lambda step: step.checkpoint.seconds if step.checkpoint else None)
     yield RATES[GENERATED], lambda r: lambda step: _generated(r, step)
@@ -113,39 +114,36 @@ def _same(take: Any) -> Callable[[Result], Take]:
     return lambda result: take
 
 
-def common_phases(a: Result, b: Result) -> list[str]:
-    """Phases that both can tell: what one measured as one and the other as several is compared as one."""
+def common_phases(a: Result, b: Result) -> dict[str, tuple[str, ...]]:
+    """Phases that both can tell, each with its parts: what one measured as several is put together for the other."""
     names = set(a.summary.phases) | set(b.summary.phases)
+    groups = {}
     for whole, parts in PARTS.items():
-        if whole in names and names.intersection(parts) - {whole} and not _has_all(parts, a, b):
+        found = [set(r.summary.phases).intersection({whole, *parts}) for r in (a, b)]
+        if whole in names and found[0] != found[1]:
+            groups[whole] = (whole, *(part for part in parts if part != whole))
             names = names.difference(parts) | {whole}
-    return [name for name in LABELS if name in names]
+    return {name: groups.get(name, (name,)) for name in LABELS if name in names}
 
 
-def _has_all(parts: Sequence[str], a: Result, b: Result) -> bool:
-    """Whether both results measured the parts apart, those that they have at all."""
-    one, other = (set(r.summary.phases).intersection(parts) for r in (a, b))
-    return one == other
+def phase_seconds(step: MeasuredStep, parts: Sequence[str]) -> float:
+    """Seconds of a phase, of those of its parts that the step has."""
+    return sum(use.seconds for use in _uses(step, parts))
 
 
-def phase_seconds(step: MeasuredStep, name: str) -> float:
-    """Seconds of a phase, put together from its parts where the step has those; 0 where it has neither."""
-    return sum(use.seconds for use in _parts_of(step, name))
-
-
-def phase_cpu_seconds(step: MeasuredStep, name: str) -> float | None:
-    """Processor seconds of a phase, put together in the same way; None where the engine does not tell them."""
-    values = [use.cpu_seconds for use in _parts_of(step, name)]
+def phase_cpu_seconds(step: MeasuredStep, parts: Sequence[str]) -> float | None:
+    """Processor seconds of a phase in the same way; None where the engine does not tell them."""
+    values = [use.cpu_seconds for use in _uses(step, parts)]
     return None if None in values else sum(value for value in values if value is not None)
 
 
-def phase_share(result: Result, name: str) -> float:
+def phase_share(result: Result, parts: Sequence[str]) -> float:
     """Share of a phase in the time of all steps."""
-    return sum(phase_seconds(s, name) for s in result.steps) / sum(s.seconds for s in result.steps)
+    return sum(phase_seconds(s, parts) for s in result.steps) / sum(s.seconds for s in result.steps)
 
 
-def _parts_of(step: MeasuredStep, name: str) -> list[PhaseUse]:
-    return [step.phases[part] for part in {name, *PARTS.get(name, ())} if part in step.phases]
+def _uses(step: MeasuredStep, parts: Sequence[str]) -> list[PhaseUse]:
+    return [step.phases[part] for part in parts if part in step.phases]
 
 
 def _tokens(step: MeasuredStep) -> int:
@@ -204,6 +202,7 @@ def _remarks(a: Result, b: Result, *, paired: bool) -> str:
     )
     lines = [
         f"{how} Intervals: percentile bootstrap over steps. Below 1 B takes less time; above 1 a rate of B is higher.",
+        "Where other programs share the machine, CPU s says more than s.",
         *_listed("What differs in how it was done", _differences(a.conditions, b.conditions)),
         *_listed("WARNING, the machine or its software differs", _machine(a.machine, b.machine)),
     ]

@@ -29,7 +29,8 @@ _WIDTH, _LEFT, _MIDDLE, _LABELS, _RIGHT = 860.0, 58.0, 400.0, 590.0, 14.0
 _TOP, _ROW = 66.0, 26.0
 _STYLE = """
 .chart{--p0:#7a6a00;--p1:#b0457b;--p2:#4a7f96;--p3:#8b95a3;--p4:#1f5c66;--bad:#b00020}
-@media (prefers-color-scheme:dark){.chart{--p0:#d9c64a;--p1:#f28ab8;--p2:#8cc4dc;--p3:#7d8896;--p4:#6fb3bd;--bad:#ff8a80}}
+@media (prefers-color-scheme:dark){
+.chart{--p0:#d9c64a;--p1:#f28ab8;--p2:#8cc4dc;--p3:#7d8896;--p4:#6fb3bd;--bad:#ff8a80}}
 .chart .title{font-size:13px;fill:var(--ink)}.chart .bad{fill:var(--bad)}
 .chart .whisker{stroke:var(--ink);stroke-width:1.2}.chart .median{stroke:var(--ink);stroke-width:2}
 """

@@ -13,6 +13,7 @@ from nemo_thinkprune.bench.phases import (
     LOGPROBS,
     OLD,
     OTHER,
+    RECORDS,
     REFERENCE,
     ROLLOUT,
     ROLLOUT_AND_SCORING,
@@ -125,6 +126,18 @@ def test_what_one_engine_does_not_tell_apart_is_compared_together() -> None:
     assert line(text, "rollout and scoring, s")[:3] == ["5.00", "10.0", "2.000"]
     assert line(text, "old and reference log-probs, s")[:3] == ["2.00", "3.00", "1.500"]
     assert "checkpoint, s" not in text and "\nscoring" not in text
+
+
+def test_records_are_part_of_other_only_where_one_engine_has_none() -> None:
+    apart = [step(n, phases={UPDATE: use(2.0), RECORDS: use(0.5), OTHER: use(1.0)}) for n in (2, 3, 4)]
+    text = comparison(result(apart), result(apart))
+    assert line(text, "records, s")[:2] == ["0.500", "0.500"] and line(text, "other, s")[:2] == [
+        "1.00",
+        "1.00",
+    ]
+    together = [step(n, phases={UPDATE: use(2.0), OTHER: use(3.0)}) for n in (2, 3, 4)]
+    text = comparison(result(apart), result(together))
+    assert line(text, "other, s")[:3] == ["1.50", "3.00", "2.000"] and "records" not in text
 
 
 def test_an_error_of_a_measurement_is_told_again() -> None:
