@@ -4,13 +4,13 @@
                                  [--only lengths,batch,ranks] [--longest 2048]
 
 Each point is one `thinkprune bench --fixed-length` of the quickstart's task on a random Qwen2 of 3.3 million
-parameters in float32 (hidden size 256, 4 layers), one thread a rank, in a process of its own: end tokens are not
-honoured, so that every response has the full length whatever is sampled. No random model is ever right, so all rewards
-are 0; the update's products do not depend on that. Sweeps:
+parameters in float32 (hidden size 256, 4 layers), one thread a rank, in rank processes of its own: end tokens are
+not honoured, so that every response has the full length whatever is sampled. No random model is ever right, so all
+rewards are 0; the update's products do not depend on that. Sweeps:
 
-* lengths: 128, 256, 512, 1024, 2048 tokens in each of 4 responses;
-* batch: 4, 8, 16, 32, 64 responses of 128 tokens;
-* ranks: 16 responses of 256 tokens on 1 rank, then DP 2, TP 2, PP 2 and DP 4.
+* lengths: 128, 256, 512, 1024, 2048 tokens in each of 2 responses;
+* batch: 4, 8, 16, 32 responses of 128 tokens;
+* ranks: 16 responses of 128 tokens on 1 rank, then DP 2, TP 2, PP 2 and DP 4.
 
 All points are measured once in each pass, in order in the first, backwards in the second, and so on in turns, so that
 a machine that slows down or speeds up does not pass for a slope. A point's time is the median over the steps of all
@@ -18,11 +18,12 @@ passes; the whiskers are the quickest and the slowest. Every finished measuremen
 again: the same command goes on where it was stopped, and with other settings it refuses.
 
 The expected time is the first point's, scaled by the model FLOPs of what was really sampled and trained
-(nemo_thinkprune/costs/flops.py): grouped-query and causal attention, no padding. Where a step is not bound by products (a token at a time for 4 rows
-reads all weights for little arithmetic), measured growth is below it; that is the finding, not an error. For ranks,
-"1 / ranks" is the ideal, "cores" what as many ranks can gain on this machine's cores: no rank runs faster than one
-alone, and no more of them run at once than there are cores. A pipeline gains nothing while it decodes, since a token
-passes one stage after the other, and its stages wait for each other in the update; TP sums over ranks in every layer.
+(nemo_thinkprune/costs/flops.py): grouped-query and causal attention, no padding. Where a step is not bound by products
+(a token at a time for few rows reads all weights for little arithmetic), measured growth is below it; that is the
+finding, not an error. For ranks, "1 / ranks" is the ideal, and the cores' line is what as many ranks can gain on this
+machine: no rank runs faster than one alone, and no more of them run at once than there are cores. A pipeline gains
+nothing while it decodes, since a token passes one stage after the other, and its stages wait for each other in the
+update; TP sums over ranks in every layer.
 
 Writes the picture and a table (also as scaling.txt) and prints the table. Needs a machine that does nothing else.
 """
@@ -33,7 +34,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -44,12 +44,14 @@ from scaling_picture import Panel, Place, picture
 
 from checkpoints_tools.hf_config import config_from_dict
 from checkpoints_tools.random_init import random_hf_init
+from nemo_thinkprune.bench.commands import bench
 from nemo_thinkprune.bench.result import RESULT_FILE, MeasuredStep, read_result
 from nemo_thinkprune.data.running_total import write_dataset
 from nemo_thinkprune.data.tiny_model import build_tokenizer, model_config
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.reporting.table import render
+from nemo_thinkprune.training.supervisor import JobFailed, JobStopped
 
 SETTINGS_FILE, TABLE_FILE = "settings.json", "scaling.txt"
 SHAPE = {
@@ -117,7 +119,7 @@ def main() -> None:
     options = _options()
     try:
         measured = measure(options)
-    except UserError as error:
+    except (UserError, JobFailed, JobStopped) as error:
         sys.exit(f"error: {error}")
     text = table(measured)
     write_atomic(options.folder / TABLE_FILE, text + "\n")
@@ -128,9 +130,9 @@ def main() -> None:
 def points(sweeps: Sequence[str], *, longest: int) -> list[Point]:
     """All points, smallest first within each sweep."""
     lengths = [n for n in (128, 256, 512, 1024, 2048) if n <= longest]
-    base = min(256, longest)
-    found = [Point("lengths", f"{n} tokens", 1, 4, n) for n in lengths or [longest]]
-    found += [Point("batch", f"{4 * n} responses", n, 4, min(128, longest)) for n in (1, 2, 4, 8, 16)]
+    base = min(128, longest)
+    found = [Point("lengths", f"{n} tokens", 1, 2, n) for n in lengths or [longest]]
+    found += [Point("batch", f"{4 * n} responses", n, 4, base) for n in (1, 2, 4, 8)]
     found += [
         Point("ranks", "1 rank", 4, 4, base),
         Point("ranks", "DP 2", 4, 4, base, dp=2),
@@ -261,7 +263,11 @@ def _place(folder: Path, point: Point, number: int) -> Path:
 
 
 def _bench(point: Point, out: Path, folder: Path, *, steps: int, warmup: int) -> None:
-    """Measure one point; raises UserError when it fails."""
+    """Measure one point in rank processes of its own.
+
+    Raises:
+        UserError, JobFailed, JobStopped: as `thinkprune bench`.
+    """
     values = {
         "policy.model_name": folder / "model",
         "data.train": f"[{{data_path: {folder / 'data' / 'train.jsonl'}}}]",
@@ -280,13 +286,21 @@ def _bench(point: Point, out: Path, folder: Path, *, steps: int, warmup: int) ->
         "policy.megatron_cfg.pipeline_model_parallel_size": point.pp,
         "cluster.gpus_per_node": point.ranks,
     }
-    settings = [f"{key}={value}" for key, value in values.items()]
-    wanted = ["--steps", str(steps), "--warmup", str(warmup), "--fixed-length", "--out", str(out)]
-    command = [sys.executable, "-m", "nemo_thinkprune", "bench", "quickstart", *settings, *wanted]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if not (out / RESULT_FILE).exists():
-        raise UserError(f"{point.sweep}, {point.name} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    code = bench(
+        "quickstart",
+        [f"{key}={value}" for key, value in values.items()],
+        steps=steps,
+        warmup=warmup,
+        out=out,
+        engine="local",
+        on_cpu=False,
+        nemo_rl_root=None,
+        peak_tflops=None,
+        fixed_length=True,
+        say=lambda _: None,
+    )
+    if code:
+        print(f"{point.sweep}, {point.name}: {'; '.join(read_result(out / RESULT_FILE).errors)}")
 
 
 def _same_settings(folder: Path, settings: dict[str, int]) -> None:

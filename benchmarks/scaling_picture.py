@@ -43,7 +43,7 @@ def picture(panels: Sequence[Panel]) -> str:
         ("step", 0, ""),
         ("rollout", 1, ""),
         ("update", 2, ""),
-        ("expected from model FLOPs", 0, EXPECTED),
+        ("expected: model FLOPs / ranks", 0, EXPECTED),
     ]
     if any(place.bound is not None for panel in panels for place in panel.places):
         lines.append(("what the cores allow", BOUND_COLOUR, BOUND))

@@ -12,7 +12,7 @@ import yaml
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_folder import carried_files
-from checkpoints_tools.weight_map import weight_map
+from nemo_thinkprune.costs.disk import checkpoint_bytes, checkpoint_parameters, stored_bytes
 from nemo_thinkprune.policy.checkpoint import load_torch_dist, save_bridge_files, save_torch_dist
 from nemo_thinkprune.policy.parallel import broadcast_from_main
 from nemo_thinkprune.recipe.errors import UserError
@@ -30,8 +30,6 @@ from nemo_thinkprune.training.checkpoint_files import (
 )
 from nemo_thinkprune.training.disk import disk_errors
 from nemo_thinkprune.training.session import Session
-
-BYTES_PER_PARAMETER_OF_ADAM = 8  # two fp32 moments
 
 
 class Checkpointer:
@@ -113,10 +111,9 @@ class Checkpointer:
             shutil.copyfile(file, tokenizer / file.name)
 
     def _estimated_bytes(self) -> int:
-        width = next(self.session.policy.network.parameters()).element_size()
-        if self._settings.save_optimizer:
-            width += BYTES_PER_PARAMETER_OF_ADAM + (4 if width < 4 else 0)
-        return weight_map(self.session.policy.model).parameters * width
+        session = self.session
+        parameters = checkpoint_parameters(session.policy.model, tp=session.layout.tp)
+        return checkpoint_bytes(parameters, stored_bytes(session.recipe, engine="local"))
 
     def _refused(self, path: Path, problems: list[str]) -> None:
         note = f"checkpoint {path.name} is not whole and is not used: {'; '.join(problems)}"
