@@ -18,6 +18,12 @@ from nemo_thinkprune.recipe.resources import rollout_gpus, training_gpus
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.reporting.environment import environment
 
+_PACKAGES = (
+    "nemo-thinkprune", "torch", "megatron-core", "transformer-engine", "vllm", "nemo-rl", "ray", "transformers",
+    "numpy", "math-verify", "sympy",
+)  # fmt: skip
+"""Those whose versions can make a step quicker or slower."""
+
 
 def describe_work(plan: Plan, records: Records, model: ModelConfig) -> StepWork:
     """What every step had to do."""
@@ -85,7 +91,7 @@ def describe_machine(gpus: list[str]) -> Machine:
         processor=facts["processor"],
         cores=facts["cores"],
         python=facts["python"],
-        packages=facts["packages"],
+        packages={name: facts["packages"][name] for name in _PACKAGES if name in facts["packages"]},
         gpus=tuple(gpus),
     )
 

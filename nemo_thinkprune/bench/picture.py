@@ -69,7 +69,7 @@ def picture(result: Result) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 130 else f"{text[:127]}..."
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _title(result: Result) -> str:
