@@ -36,6 +36,7 @@ BASE_SOURCE = (
     "measured without a model: Python 3.11, torch 2.13 for CPUs, megatron-core 0.16.1, transformers 5.8"
 )
 _LARGEST_HEAP_BLOCK = 32 * _MIB
+KEPT = "freed, kept by the allocator"
 DEFAULT_CHUNK = 1024  # training/session.py: the local engine's own, where policy.logprob_chunk_size is null
 
 
@@ -119,7 +120,7 @@ def _phases(rank: _Rank) -> Iterator[PhaseMemory]:
     least = 2 * min(_LARGEST_HEAP_BLOCK, largest_block(rank.model, rank.shape))
     yield phase("load", rank.stage, _load(rank))
     for name, made in phases.items():
-        kept = Part("freed, kept by the allocator", max(most - small[name], least))
+        kept = Part(KEPT, max(most - small[name], least))
         yield phase(name, rank.stage, [*_always(rank), *(one.part for one in made), kept])
 
 
