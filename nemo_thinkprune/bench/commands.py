@@ -148,7 +148,8 @@ def _assembled(name: str, plan: Plan, records: Records, peaks: _Peaks) -> Result
     machine = describe_machine(gpus)
     peak = peaks.of(records, conditions, machine)
     local = plan.engine.name == "local"
-    how = counting(records.job.recipe, model, on_our_policy=local or plan.engine.on_cpu)
+    ours = local or plan.engine.on_cpu
+    how = counting(records.job.recipe, model, on_our_policy=ours, device=device)
     steps = (local_steps if local else nemo_rl_steps)(records, plan.measured, how)
     summary = summarise(steps, conditions, peak)
     return Result(

@@ -38,7 +38,8 @@ _OUTER = (_STEP, "logprobs_s")
 class Counting:
     """What FLOPs are counted with.
 
-    `passes` are the forward passes of log-probs by phase; `recompute` the parts that the backward pass runs again.
+    `passes` are the forward passes of log-probs by phase; `recompute` the parts that the backward pass runs again;
+    `shared_prompts` whether log-probs and update compute a prompt once for its group.
     """
 
     model: ModelConfig
@@ -47,10 +48,15 @@ class Counting:
     recompute: Sequence[str]
     recompute_logits: bool
     flash_attention: bool
+    shared_prompts: bool
 
 
-def counting(recipe: Recipe, model: ModelConfig, *, on_our_policy: bool) -> Counting:
-    """How to count the FLOPs of a recipe; `on_our_policy` false where NeMo-RL's own workers train."""
+def counting(recipe: Recipe, model: ModelConfig, *, on_our_policy: bool, device: str) -> Counting:
+    """How to count the FLOPs of a recipe; `on_our_policy` false where NeMo-RL's own workers train.
+
+    Our policy computes a prompt once for all its responses on a CPU (policy/policy.py): copies of it that are not
+    computed must not count.
+    """
     old = not recipe.loss_fn.force_on_policy_ratio
     reference = recipe.loss_fn.reference_policy_kl_penalty != 0
     return Counting(
@@ -60,6 +66,7 @@ def counting(recipe: Recipe, model: ModelConfig, *, on_our_policy: bool) -> Coun
         recompute=recomputed_parts(recipe),
         recompute_logits=on_our_policy,
         flash_attention=True,
+        shared_prompts=on_our_policy and device == "cpu",
     )
 
 
@@ -180,13 +187,14 @@ def _flops(
     work: Work, how: Counting, phases: Mapping[str, PhaseUse]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Model FLOPs of each phase that has any, and FLOPs that are executed."""
-    forward = forward_flops(how.model, work).total
+    forward = forward_flops(how.model, work, shared_prompts=how.shared_prompts).total
     train = train_flops(
         how.model,
         work,
         recompute=how.recompute,
         recompute_logits=how.recompute_logits,
         flash_attention=how.flash_attention,
+        shared_prompts=how.shared_prompts,
     )
     rollout = generate_flops(how.model, work).model.total
     counts = {ROLLOUT: rollout, ROLLOUT_AND_SCORING: rollout, UPDATE: train.model.total}

@@ -153,8 +153,21 @@ def causal_pairs(tokens: int) -> int:
     return tokens * (tokens + 1) // 2
 
 
-def forward_flops(model: ModelConfig, work: Work) -> Flops:
-    """One forward pass over whole sequences, logits for the response tokens: a pass of log-probabilities."""
+def forward_flops(model: ModelConfig, work: Work, *, shared_prompts: bool = False) -> Flops:
+    """One forward pass over whole sequences, logits for the response tokens: a pass of log-probabilities.
+
+    With `shared_prompts` each prompt is computed once for all responses of its group, which need no more than that,
+    and the last token of a response, which predicts nothing, is left out.
+    """
+    if shared_prompts:
+        firsts = work.prompts[:: work.group_size]
+        fed = [(p, max(r - 1, 0)) for p, r in zip(work.prompts, work.responses, strict=True)]
+        return model_flops(
+            model,
+            tokens=sum(firsts) + sum(n for _, n in fed),
+            pairs=sum(map(causal_pairs, firsts)) + sum(n * p + causal_pairs(n) for p, n in fed),
+            logits=work.response_tokens,
+        )
     lengths = [p + r for p, r in zip(work.prompts, work.responses, strict=True)]
     return model_flops(
         model,
@@ -171,6 +184,7 @@ def train_flops(
     recompute: Collection[str] = (),
     recompute_logits: bool = False,
     flash_attention: bool = False,
+    shared_prompts: bool = False,
 ) -> TrainFlops:
     """Forward and backward over whole sequences, logits for the response tokens.
 
@@ -182,6 +196,7 @@ def train_flops(
         recompute_logits: Whether the backward pass computes the logits again, in chunks, as the local engine does.
         flash_attention: Whether attention is a flash kernel, whose backward pass computes the scores again
             (Dao et al. 2022, arXiv 2205.14135).
+        shared_prompts: As in `forward_flops`.
 
     Raises:
         ValueError: A name in `recompute` that is none of these.
@@ -189,7 +204,7 @@ def train_flops(
     unknown = set(recompute) - {*RECOMPUTE_ALL, "layernorm"}
     if unknown:
         raise ValueError(f"nothing called {', '.join(sorted(unknown))} can be recomputed")
-    forward = forward_flops(model, work)
+    forward = forward_flops(model, work, shared_prompts=shared_prompts)
     scores_again = forward.attention // 2 if flash_attention else 0
     return TrainFlops(
         model=forward.times(3),
