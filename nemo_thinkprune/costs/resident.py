@@ -120,8 +120,15 @@ def _phases(rank: _Rank) -> Iterator[PhaseMemory]:
     least = 2 * min(_LARGEST_HEAP_BLOCK, largest_block(rank.model, rank.shape))
     yield phase("load", rank.stage, _load(rank))
     for name, made in phases.items():
-        kept = Part(KEPT, max(most - small[name], least))
-        yield phase(name, rank.stage, [*_always(rank), *(one.part for one in made), kept])
+        kept, held = most - small[name], made
+        if name == "forward/backward" and _bytes(reduced := _reduced(rank)) > _bytes(made):
+            kept, held = most, reduced  # the activations are freed by then
+        parts = (one.part for one in held)
+        yield phase(name, rank.stage, [*_always(rank), *parts, Part(KEPT, max(kept, least))])
+
+
+def _bytes(made: list[_Made]) -> int:
+    return sum(one.part.bytes for one in made)
 
 
 def largest_block(model: ModelConfig, shape: Shape) -> int:
@@ -237,11 +244,16 @@ def _train(rank: _Rank) -> list[_Made]:
         made.append(_again(rank))
     if rank.is_last:
         columns = padded_vocab_size(model.vocab_size, split.tp) // split.tp
+        # the output weight's gradient in float32, and a chunk's share of it, made in the model's type and cast
+        sizes = [_FP32, rank.width, *([_FP32] if rank.width < _FP32 else [])]
         weight = columns * model.hidden_size
-        made.append(_made("logits", *_chunk(rank), weight * _FP32, weight * rank.width, weight * rank.width))
-    if rank.distributed:  # gloo reduces a copy of the buffer and then cuts the rank's share out
-        made.append(_made("gradients, reduced over the ranks", rank.state.gradients))
+        made.append(_made("logits", *_chunk(rank), *(weight * size for size in sizes)))
     return made
+
+
+def _reduced(rank: _Rank) -> list[_Made]:
+    """Behind the last backward pass gloo reduces a copy of the gradients and then cuts the rank's share out."""
+    return [_made("gradients, reduced over the ranks", rank.state.gradients if rank.distributed else 0)]
 
 
 def _share_mapped(model: ModelConfig, shape: Shape, wide: int) -> float:
