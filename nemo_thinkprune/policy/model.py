@@ -28,6 +28,7 @@ from torch import Tensor
 from checkpoints_tools.model_config import ModelConfig, RopeScaling
 from checkpoints_tools.weight_map import padded_vocab_size
 from nemo_thinkprune.policy.device import SdpaCoreAttention
+from nemo_thinkprune.policy.local_layers import RmsNorm, SwiGlu
 from nemo_thinkprune.policy.parallel import Layout
 from nemo_thinkprune.policy.prompt_groups import PromptGroups
 from nemo_thinkprune.recipe.errors import UserError
@@ -82,6 +83,7 @@ def transformer_config(
 ) -> TransformerConfig:
     """Translate the architecture and this run's options into Megatron-Core's terms."""
     on_gpu = device.type == "cuda"
+    has_te = on_gpu and specs.HAVE_TE  # then its layers are built, see `block_spec`
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -113,8 +115,9 @@ def transformer_config(
         perform_initialization=False,  # every weight is loaded
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=on_gpu,
-        apply_rope_fusion=on_gpu and specs.HAVE_TE,
+        bias_activation_fusion=has_te,
+        use_te_activation_func=not has_te,  # what it means: the module that the layer spec names
+        apply_rope_fusion=has_te,
         **_recompute(options),
     )
 
@@ -127,15 +130,6 @@ def _recompute(options: ModelOptions) -> dict[str, Any]:
     return {"recompute_granularity": "selective", "recompute_modules": list(options.recompute_modules)}
 
 
-class RmsNorm(torch.nn.RMSNorm):
-    """RMS norm of the local layer spec; unlike Megatron's torch fallback it may stand in a sequence-parallel region."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps)
-        # Megatron sums the gradients of such weights over the tensor parallel ranks.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-
 def block_spec(
     model: ModelConfig, config: TransformerConfig, device: torch.device
 ) -> ModuleSpec | TransformerBlockSubmodules:
@@ -145,6 +139,7 @@ def block_spec(
     layer = specs.get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm
+    parts.mlp.submodules.activation_func = SwiGlu
     attention = parts.self_attention.submodules
     attention.core_attention = SdpaCoreAttention
     if model.qk_norm:
