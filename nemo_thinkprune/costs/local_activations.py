@@ -1,20 +1,19 @@
 """Bytes that the local engine's layers keep for the backward pass, tensor by tensor, exactly as autograd does.
 
-The engine runs Megatron-Core's local layers on torch's own kernels (policy/model.py `block_spec`), which keep more than
-TransformerEngine's fused ones (costs/activations.py).  A layer keeps, for each token, with h hidden size, q query
-and k key-value heads of size d, f MLP width, and w bytes of a number::
+The engine runs Megatron-Core's local layers with norms, SwiGLU and attention of its own (policy/local_layers.py,
+policy/group_attention.py).  A layer keeps, for each token, with h hidden size, q query and k key-value heads of size
+d, f MLP width, and w bytes of a number::
 
-    two norms        input and normalised input in float32, a root        2 (8 h + 4)    of this rank's share
+    two norms        input, a float32 factor                              2 (h w + 4)    of this rank's share
     linear layers    inputs of query-key-value and of gate-up             2 h w          of this rank's share
     rotation         cosine and sine, for query and for key               4 d w
     attention        rotated query and key, output                        (2 q + k) d w / TP
                      value: a view of the whole query-key-value product   (q + 2 k) d w / TP
                      log-sum-exp of the scores                            4 q / TP
-    MLP              gate and up 2 f, silu f, up + 0 f, product f         5 f w / TP
+    MLP              gate and up 2 f, their product f                     3 f w / TP
 
-The projection's input is attention's output.  The share is 1 / TP with sequence parallelism.  In float32 a norm's
-input is the layer's input itself; in other types torch's RMSNorm makes a float32 copy.  tests/costs compares this
-with what autograd saves, to the byte.
+The projection's input is attention's output.  The share is 1 / TP with sequence parallelism.  tests/costs compares
+this with what autograd saves, to the byte.
 """
 
 from __future__ import annotations
@@ -41,19 +40,16 @@ def layer_parts(model: ModelConfig, shape: Shape) -> dict[str, int]:
     """The rows of the table above for a micro-batch."""
     tokens, share, width, tp = shape.tokens, shape.share, shape.width, shape.split.tp
     heads, kv_heads, head = model.num_heads // tp, model.num_kv_heads // tp, model.head_dim
-    norm = share * (2 * model.hidden_size * _FP32 + _FP32)
     parts = {
-        "norms": 2 * norm,
+        "norms": 2 * share * (model.hidden_size * width + _FP32),
         "inputs of linear layers": 2 * share * model.hidden_size * width,
         "rotation": 4 * tokens * head * width,
         "attention": 3 * tokens * (heads + kv_heads) * head * width + tokens * heads * _FP32,
-        "MLP": 5 * tokens * model.ffn // tp * width,
+        "MLP": 3 * tokens * model.ffn // tp * width,
     }
-    if model.qk_norm:
-        # in float32 the key is a view of the product, and so is the query of a single group
-        copied = heads + kv_heads if width < _FP32 else heads if kv_heads > 1 else 0
-        kept = (copied + heads + kv_heads) * head + heads + kv_heads
-        parts["query and key norm"] = tokens * kept * _FP32
+    if model.qk_norm:  # the key is a view of the product, and so is the query of a single group
+        query = heads * head * width if kv_heads > 1 else 0
+        parts["query and key norm"] = tokens * (query + (heads + kv_heads) * _FP32)
     modules = shape.recompute.modules
     if "core_attn" in modules:
         parts["attention"] -= tokens * heads * _FP32 - _FP32  # a tensor of one int32 for the mask's kind
@@ -63,11 +59,11 @@ def layer_parts(model: ModelConfig, shape: Shape) -> dict[str, int]:
 
 
 def stage_bytes(model: ModelConfig, shape: Shape, pp_rank: int, *, count: int) -> int:
-    """What a pipeline stage keeps: its layers for every micro-batch in flight, and what passes between stages.
+    """What a pipeline stage keeps: its layers for every micro-batch in flight, and what it sent to the next stage.
 
-    Of several stages each holds the states it received and those it sent until they are differentiated
-    (`input_tensors` and `output_tensors` of Megatron's schedule).  The first stage keeps token ids, every stage
-    with recomputed layers the rotation's angles; the last, for one micro-batch, the final norm.
+    Megatron's schedule holds the states that a stage sent (`output_tensors`) until they are differentiated; those
+    that it received are its first layer's input.  The first stage keeps token ids, every stage with recomputed
+    layers the rotation's angles; the last, for one micro-batch, the final norm.
     """
     split, hidden = shape.split, model.hidden_size
     flight = in_flight(split, pp_rank, count)
@@ -75,11 +71,11 @@ def stage_bytes(model: ModelConfig, shape: Shape, pp_rank: int, *, count: int) -
     if shape.recompute.granularity == "full":
         each += shape.tokens * model.head_dim * _FP32
     states = shape.share * hidden * shape.width
-    if split.pp > 1:
-        each += states * ((pp_rank > 0) + (pp_rank < split.pp - 1))
+    if pp_rank < split.pp - 1:
+        each += states
     if pp_rank == 0:
         each += shape.tokens * (8 + (split.tp > 1))  # ids, and which of them this rank has a row for
     total = flight * each
     if pp_rank == split.pp - 1:
-        total += shape.share * (2 * hidden * _FP32 + _FP32)
+        total += states + shape.share * _FP32
     return total

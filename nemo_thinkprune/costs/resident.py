@@ -31,7 +31,9 @@ from nemo_thinkprune.recipe.schema import Recipe
 
 _FP32 = 4
 _MIB = 2**20
-BASE_BYTES = {"load": 405 * _MIB, "": 440 * _MIB}
+# without a model: when it is loaded, and in the phases of a step, where oneDNN's bfloat16 kernels take 20 MiB
+LOAD_BASE_BYTES = 403 * _MIB
+BASE_BYTES = {"float32": 433 * _MIB, "bfloat16": 453 * _MIB, "float16": 453 * _MIB}
 BASE_SOURCE = (
     "measured without a model: Python 3.11, torch 2.13 for CPUs, megatron-core 0.16.1, transformers 5.8"
 )
@@ -148,7 +150,7 @@ def _always(rank: _Rank) -> list[Part]:
     state = rank.state
     reference = rank.recipe.loss_fn.reference_policy_kl_penalty != 0
     return [
-        Part("interpreter and libraries", BASE_BYTES[""], BASE_SOURCE),
+        Part("interpreter and libraries", BASE_BYTES[rank.recipe.policy.precision], BASE_SOURCE),
         Part("weights", state.weights),
         Part("gradients", state.gradients),
         Part("optimizer", state.optimizer),
@@ -173,7 +175,7 @@ def _load(rank: _Rank) -> list[Part]:
         ],
         [Part("weights", state.weights), Part("gradients", state.gradients), Part("master weights", master)],
     )
-    base = Part("interpreter and libraries", BASE_BYTES["load"], BASE_SOURCE)
+    base = Part("interpreter and libraries", LOAD_BASE_BYTES, BASE_SOURCE)
     return [base, *max(moments, key=lambda parts: sum(part.bytes for part in parts))]
 
 
@@ -215,10 +217,10 @@ def _generate(rank: _Rank) -> list[_Made]:
 
 
 def _workspace(rank: _Rank, tokens: int) -> _Made:
-    """Gate and up, silu of the gate, up, their product; hidden states before, after and normalised."""
+    """Gate and up, their product; hidden states before, after and normalised."""
     model = rank.model
     wide, hidden = tokens * model.ffn // rank.split.tp * rank.width, tokens * model.hidden_size * rank.width
-    return _made("workspace of a layer", 2 * wide, wide, wide, wide, hidden, hidden, hidden)
+    return _made("workspace of a layer", 2 * wide, wide, hidden, hidden, hidden)
 
 
 def _forward(rank: _Rank) -> list[_Made]:
@@ -261,7 +263,7 @@ def _share_mapped(model: ModelConfig, shape: Shape, wide: int) -> float:
     if shape.recompute.granularity == "full" or wide < _LARGEST_HEAP_BLOCK:
         return 0.0
     mlp = layer_parts(model, shape)["MLP"]
-    large = mlp if wide // 2 >= _LARGEST_HEAP_BLOCK else mlp * 2 // 5
+    large = mlp if wide // 2 >= _LARGEST_HEAP_BLOCK else mlp * 2 // 3
     return large / layer_bytes(model, shape)
 
 

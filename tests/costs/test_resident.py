@@ -80,7 +80,7 @@ def test_sampling_keeps_prompts_once_and_packed_weights(recipe) -> None:
     made = parts(recipe(), "generate")
     assert made["key-value cache"] == 2 * 2 * (4 * 240 + 8 * 16) * 2 * 8 * 4
     assert made["weights packed for sampling"] == 4 * (2 * (LAYER - 64 - 2 * 32) + 384 * 32)
-    assert made["workspace of a layer"] == 4 * 240 * (5 * 48 + 3 * 32) * 4
+    assert made["workspace of a layer"] == 4 * 240 * (3 * 48 + 3 * 32) * 4
     assert made["logits"] == 3 * 4 * 8 * 384
 
 
