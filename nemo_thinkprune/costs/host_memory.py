@@ -52,14 +52,14 @@ def _node_phases(recipe: Recipe, model: ModelConfig, stages: list[int]) -> Itera
         always.append(Part("reference policy", weights))
     asleep = always
     if colocated:
-        always = [*always, Part("weights, pinned copy", weights)]
+        always = [*always, Part("pinned copy of weights", weights)]
         engines = len(stages) * weight_bytes(recipe, model)
         asleep = [*always, Part("weights of sleeping vLLM", engines)]
     moved = Part("optimizer", sum(one.optimizer - one.stays for one in own) if colocated else 0)
     swapped = weights if recipe.loss_fn.reference_policy_kl_penalty != 0 else 0
     first = stages[0]
     yield phase("generate", first, [*always, moved])
-    yield phase("log-probs", first, [*asleep, moved, Part("policy's weights, swapped out", swapped)])
+    yield phase("log-probs", first, [*asleep, moved, Part("policy's weights swapped out", swapped)])
     yield phase("forward/backward", first, asleep)
     yield phase("refit", first, [*asleep, moved])
     yield phase("save", first, [*asleep, Part("what the ranks write", _written(recipe, model, split, own))])

@@ -141,7 +141,7 @@ def _logprob_parts(recipe: Recipe, model: ModelConfig, split: Split, stage: int,
 
 def _refit_parts(recipe: Recipe, model: ModelConfig, own: Held, engine: Engine, gpu_bytes: int) -> list[Part]:
     """The buffer through which weights go to vLLM, and the largest tensor, gathered over its ranks."""
-    gathered = Part("largest tensor, gathered", largest_tensor_bytes(recipe, model))
+    gathered = Part("largest tensor gathered", largest_tensor_bytes(recipe, model))
     if not recipe.policy.generation.colocated.enabled:
         one = min(int(gpu_bytes * assumed.BROADCAST_SHARE), assumed.BROADCAST_MOST_BYTES)
         # optimizer and gradients stay: nothing is offloaded for an engine on other GPUs

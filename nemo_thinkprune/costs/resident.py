@@ -38,7 +38,7 @@ BASE_SOURCE = (
     "measured without a model: Python 3.11, torch 2.13 for CPUs, megatron-core 0.16.1, transformers 5.8"
 )
 _LARGEST_HEAP_BLOCK = 32 * _MIB
-KEPT = "freed, kept by the allocator"
+KEPT = "kept by the allocator"
 DEFAULT_CHUNK = 1024  # training/session.py: the local engine's own, where policy.logprob_chunk_size is null
 
 
@@ -166,7 +166,7 @@ def _load(rank: _Rank) -> list[Part]:
     moments = (
         [
             Part("weights", weights),
-            Part("files of weights, mapped", mapped_bytes(rank.model, rank.split, rank.stage)),
+            Part("mapped files of weights", mapped_bytes(rank.model, rank.split, rank.stage)),
         ],
         [
             Part("weights", weights),
@@ -255,7 +255,7 @@ def _train(rank: _Rank) -> list[_Made]:
 
 def _reduced(rank: _Rank) -> list[_Made]:
     """Behind the last backward pass gloo reduces a copy of the gradients and then cuts the rank's share out."""
-    return [_made("gradients, reduced over the ranks", rank.state.gradients if rank.distributed else 0)]
+    return [_made("reduced copy of gradients", rank.state.gradients if rank.distributed else 0)]
 
 
 def _share_mapped(model: ModelConfig, shape: Shape, wide: int) -> float:
@@ -282,7 +282,7 @@ def _optimizer(rank: _Rank) -> list[_Made]:
     largest = max(_blocks(rank, bytes_each=_FP32))
     return [
         _made("AdamW's temporaries", largest, largest),
-        _made("weights, gathered over the ranks", rank.state.weights if rank.distributed else 0),
+        _made("gathered weights", rank.state.weights if rank.distributed else 0),
     ]
 
 

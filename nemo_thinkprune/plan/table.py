@@ -12,6 +12,7 @@ from nemo_thinkprune.reporting.table import render
 
 _MOST_STAGES = 8
 _ASSUMED = "*"
+_UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("bytes", 1))
 
 
 def lines(plan: Plan, *, source: str, time: TimePlan | None, advice: Advice | None) -> list[str]:
@@ -150,14 +151,16 @@ def _disk(plan: Plan) -> Iterator[str]:
 
 def _gb(count: int) -> str:
     """Bytes of a disk in its makers' units."""
-    return f"{count / 1e12:.2f} TB" if count >= 1e12 else f"{count / 1e9:.3g} GB"
+    unit, size = next((unit, size) for unit, size in _UNITS if count >= size or size == 1)
+    return f"{count / size:.3g} {unit}"
 
 
 def _assumed(plan: Plan) -> list[str]:
     named: dict[str, str] = {}
     for one in plan.phases:
         named |= {part.name: f"{_small(part.bytes)}: {part.assumed}" for part in one.parts if part.assumed}
-    return [f"{_ASSUMED} assumed, {name} {text}" for name, text in sorted(named.items())]
+    kinds = {name: "" if ": measured" in text else "assumed, " for name, text in named.items()}
+    return [f"{_ASSUMED} {kinds[name]}{name} {text}" for name, text in sorted(named.items())]
 
 
 def _number(count: int) -> str:

@@ -68,7 +68,7 @@ def test_bfloat16_has_master_weights_and_float32_gradients_until_the_next_update
 def test_loading_maps_the_files_or_makes_gradients_whichever_is_more(recipe) -> None:
     load = parts(recipe(), "load")
     assert load["weights"] == 4 * PARAMETERS
-    assert load.get("files of weights, mapped", load.get("gradients")) == 4 * PARAMETERS
+    assert load.get("mapped files of weights", load.get("gradients")) == 4 * PARAMETERS
     halves = mapped_bytes(MODEL, Split(tp=2), 0)
     columns = 2 * (32 * 32 + 32 * 48)  # split by columns: every page holds some of them
     rows = 2 * (32 * 64 + 64 + 2 * 32 * 48) + 2 * 512 * 32  # 300 tokens are padded to 512
@@ -107,10 +107,10 @@ def test_several_data_parallel_ranks_reduce_and_gather_copies(recipe) -> None:
     short = ("data.max_input_seq_length=8", "thinkprune.limits=[4]")
     two = recipe(*DP2, *alone, *short)
     train = parts(two, "forward/backward", model)
-    gradients = train["gradients, reduced over the ranks"]
+    gradients = train["reduced copy of gradients"]
     assert "activations" not in train
     assert gradients == train["gradients"]
-    assert parts(two, "optimizer", model)["weights, gathered over the ranks"] == gradients
+    assert parts(two, "optimizer", model)["gathered weights"] == gradients
     assert parts(two, "save", model)["optimizer gathered and copied"] == 30 * gradients // 4
     assert "activations" in parts(recipe(*alone, *short), "forward/backward", model)
 
@@ -127,7 +127,7 @@ def test_what_the_widest_phase_freed_is_still_resident_in_the_others(recipe) -> 
     made = {
         name: sum(p.bytes for p in phases[name].parts if p.name in _MADE) for name in phases if name != "load"
     }
-    kept = {name: sum(p.bytes for p in phases[name].parts if p.name.startswith("freed")) for name in made}
+    kept = {name: sum(p.bytes for p in phases[name].parts if p.name.startswith("kept")) for name in made}
     most = max(size for name, size in made.items() if name != "save")
     for name, size in made.items():
         assert kept[name] >= most - size
