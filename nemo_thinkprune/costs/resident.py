@@ -107,7 +107,7 @@ def _made(name: str, *blocks: int, count: int = 1) -> _Made:
 
 
 def _phases(rank: _Rank) -> Iterator[PhaseMemory]:
-    # float32 gradients stay until the next update begins
+    # they stay until the next update has begun; its activations come when they are gone, gloo's copy when those are
     matrices = _blocks(rank, bytes_each=_FP32 if rank.state.step else 0)
     main = _made("float32 gradients", *matrices)
     phases = {
@@ -122,11 +122,9 @@ def _phases(rank: _Rank) -> Iterator[PhaseMemory]:
     least = 2 * min(_LARGEST_HEAP_BLOCK, largest_block(rank.model, rank.shape))
     yield phase("load", rank.stage, _load(rank))
     for name, made in phases.items():
-        kept, held = most - small[name], made
-        if name == "forward/backward" and _bytes(reduced := _reduced(rank)) > _bytes(made):
-            kept, held = most, reduced  # the activations are freed by then
-        parts = (one.part for one in held)
-        yield phase(name, rank.stage, [*_always(rank), *parts, Part(KEPT, max(kept, least))])
+        held = max((made, [main], _reduced(rank)), key=_bytes) if name == "forward/backward" else made
+        kept = Part(KEPT, max(most - sum(one.small for one in held), least))
+        yield phase(name, rank.stage, [*_always(rank), *(one.part for one in held), kept])
 
 
 def _bytes(made: list[_Made]) -> int:

@@ -63,6 +63,13 @@ def test_bfloat16_has_master_weights_and_float32_gradients_until_the_next_update
     assert held["optimizer"] == 12 * PARAMETERS
     assert held["float32 gradients"] == 4 * PARAMETERS
     assert "float32 gradients" not in parts(narrow, "forward/backward")
+    deep = small_config("Qwen2ForCausalLM", num_layers=8, ffn=4800)
+    alone = ("policy.sequence_packing.enabled=false", "policy.train_micro_batch_size=1")
+    short = recipe(
+        "policy.precision=bfloat16", *alone, "data.max_input_seq_length=8", "thinkprune.limits=[4]"
+    )
+    begins = parts(short, "forward/backward", deep)
+    assert "activations" not in begins and begins["float32 gradients"] == 2 * begins["gradients"]
 
 
 def test_loading_maps_the_files_or_makes_gradients_whichever_is_more(recipe) -> None:
