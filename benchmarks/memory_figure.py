@@ -18,13 +18,24 @@ class Point(Protocol):
     """What is drawn of a comparison."""
 
     @property
-    def case(self) -> str: ...
+    def case(self) -> str:
+        """Name of the run."""
+        ...
+
     @property
-    def phase(self) -> str: ...
+    def phase(self) -> str:
+        """One of SHAPES."""
+        ...
+
     @property
-    def planned(self) -> int: ...
+    def planned(self) -> int:
+        """Bytes."""
+        ...
+
     @property
-    def measured(self) -> int: ...
+    def measured(self) -> int:
+        """Bytes."""
+        ...
 
 
 def picture(points: Sequence[Point]) -> str:
@@ -85,7 +96,8 @@ def _mark(kind: int, x: float, y: float, title: str = "") -> str:
     """A circle, square or diamond in one of two colours, with a title for the pointer."""
     colour, said = f"var(--c{kind % 2})", f"<title>{escape(title)}</title>" if title else ""
     if kind // 2 == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="none" stroke="{colour}" stroke-width="1.5">{said}</circle>'
+        place = f'cx="{x:.1f}" cy="{y:.1f}" r="3.5"'
+        return f'<circle {place} fill="none" stroke="{colour}" stroke-width="1.5">{said}</circle>'
     turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if kind // 2 == 2 else ""
     return (
         f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="none" stroke="{colour}" '

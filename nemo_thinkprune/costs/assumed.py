@@ -5,7 +5,9 @@ from __future__ import annotations
 from nemo_thinkprune.costs.parts import GIB
 
 TRAINER_RESERVE_BYTES = 4 * GIB
-TRAINER_RESERVE_SOURCE = "CUDA context, NCCL buffers, workspaces of cuBLAS and TransformerEngine, fragments of the allocator: 4 GiB"
+TRAINER_RESERVE_SOURCE = (
+    "CUDA context, NCCL buffers, workspaces of cuBLAS and TransformerEngine, the allocator's fragments: 4 GiB"
+)
 ASLEEP_SOURCE = (
     "a sleeping vLLM keeps context, NCCL and graphs: NeMo-RL issue 223 saw 0.8 GiB at TP1 and 2.4 to 7.2 GiB at "
     "TP2, vLLM issue 47654 saw 7 GiB at TP8"
