@@ -73,17 +73,20 @@ def _cpu_redirections() -> Iterator[None]:
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.tensor_parallel import layers
     from megatron.core.tensor_parallel import random as megatron_random
+    from megatron.core.transformer import attention
 
     from nemo_thinkprune.policy.cpu_linear import linear_on_cpu
+    from nemo_thinkprune.policy.local_layers import rotary_in_place_of
 
     # torch caches its list of factory functions on first use: it must hold the real ones, not ours
     torch.utils._device._device_constructors()
     with ExitStack() as stack:
         for name in FACTORIES:
             stack.enter_context(patch.object(torch, name, _on_cpu(getattr(torch, name))))
-        linear = "linear_with_grad_accumulation_and_async_allreduce"
+        rotary, linear = "apply_rotary_pos_emb", "linear_with_grad_accumulation_and_async_allreduce"
         redirect = [
             (layers, linear, linear_on_cpu(getattr(layers, linear))),
+            (attention, rotary, rotary_in_place_of(getattr(attention, rotary))),
             (torch.cuda, "current_device", lambda: "cpu"),
             (torch.cuda, "synchronize", lambda *_: None),
             (torch.Tensor, "cuda", lambda self, *_, **__: self),

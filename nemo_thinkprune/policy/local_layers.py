@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +58,8 @@ class RmsNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to the same shape and dtype."""
+        if not torch.is_grad_enabled():
+            return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _RmsNorm.apply(x, self.weight, self.eps)
 
 
@@ -80,3 +84,45 @@ class _RmsNorm(torch.autograd.Function):
         mean = (of_normal * normal).mean(-1, keepdim=True)
         grad_x = of_normal.sub_(normal.mul_(mean)).mul_(factor)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def rotary_in_place_of(megatrons: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Megatron-Core's `apply_rotary_pos_emb`, with fewer passes where rows come with their own angles.
+
+    Su et al. 2021 (arXiv 2104.09864) in the layout of Hugging Face's models: the halves (a, b) of a head become
+    (a cos - b sin, b cos + a sin). All else, as packed (THD) sequences, is left to Megatron.
+    """
+
+    @functools.wraps(megatrons)
+    def rotate(
+        t: Tensor, freqs: Tensor, config: Any, cu_seqlens: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        plain = cu_seqlens is None and options.get("mscale", 1.0) == 1.0 and not config.rotary_interleaved
+        if not plain or freqs.size(-1) != t.size(-1):
+            return megatrons(t, freqs, config, cu_seqlens=cu_seqlens, **options)
+        half = freqs[..., : freqs.size(-1) // 2]  # the second half repeats the first
+        return _Rotary.apply(t, half.cos().to(t.dtype), half.sin().to(t.dtype))
+
+    return rotate
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotated(t, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return rotated(grad, cos, -sin), None, None
+
+
+def rotated(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the last dimension [..., d] by angles of which `cos` and `sin` [..., d / 2] are given."""
+    first, second = t.chunk(2, dim=-1)
+    result = torch.empty_like(t, memory_format=torch.contiguous_format)
+    out_first, out_second = result.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return result

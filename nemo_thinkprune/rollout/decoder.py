@@ -14,6 +14,8 @@ from megatron.core import parallel_state as mpu
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from nemo_thinkprune.policy.cpu_linear import product
+from nemo_thinkprune.policy.local_layers import rotated
 from nemo_thinkprune.policy.model import PolicyModel
 from nemo_thinkprune.policy.parallel import Layout
 
@@ -162,7 +164,6 @@ class StageDecoder:
     def _set_positions(self, count: int) -> None:
         frequency = self.network.rotary_pos_emb.inv_freq.to(self.device)
         angles = torch.outer(torch.arange(count, device=self.device).float(), frequency)
-        angles = torch.cat([angles, angles], dim=-1)
         self.cos, self.sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _qkv(
@@ -172,7 +173,7 @@ class StageDecoder:
         attention = layer.self_attention
         query, key, value = attention.get_query_key_value_tensors(layer.input_layernorm(hidden))
         cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]
-        return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+        return rotated(query, cos, sin), rotated(key, cos, sin), value
 
     def _finish_layer(self, layer: TransformerLayer, hidden: Tensor, context: Tensor) -> Tensor:
         hidden = hidden + layer.self_attention.linear_proj(context)[0]
@@ -180,7 +181,9 @@ class StageDecoder:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         states = self.network.decoder.final_layernorm(hidden)[0]
-        local = (states @ self.network.output_weight().T).float()
+        weight = self.network.output_weight()
+        packed = getattr(weight, "packed", None)
+        local = (states @ weight.T if packed is None else product(states, packed, None)).float()
         if self.layout.tp > 1:
             parts = [torch.empty_like(local) for _ in range(self.layout.tp)]
             dist.all_gather(parts, local, group=mpu.get_tensor_model_parallel_group())
@@ -204,12 +207,6 @@ class StageDecoder:
                 mpu.get_pipeline_model_parallel_next_rank(),
                 mpu.get_pipeline_model_parallel_group(),
             )
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [s, b, heads, d] by the angles of its positions [s, b or 1, 1, d]."""
-    half = x.size(-1) // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
 
 
 @contextmanager
