@@ -6,7 +6,7 @@ d, f MLP width, and w bytes of a number::
 
     two norms        input, a float32 factor                              2 (h w + 4)    of this rank's share
     linear layers    inputs of query-key-value and of gate-up             2 h w          of this rank's share
-    rotation         cosine and sine, for query and for key               4 d w
+    rotation         cosine and sine of half a head, query and key        2 d w
     attention        rotated query and key, output                        (2 q + k) d w / TP
                      value: a view of the whole query-key-value product   (q + 2 k) d w / TP
                      log-sum-exp of the scores                            4 q / TP
@@ -43,7 +43,7 @@ def layer_parts(model: ModelConfig, shape: Shape) -> dict[str, int]:
     parts = {
         "norms": 2 * share * (model.hidden_size * width + _FP32),
         "inputs of linear layers": 2 * share * model.hidden_size * width,
-        "rotation": 4 * tokens * head * width,
+        "rotation": 2 * tokens * head * width,
         "attention": 3 * tokens * (heads + kv_heads) * head * width + tokens * heads * _FP32,
         "MLP": 3 * tokens * model.ffn // tp * width,
     }
