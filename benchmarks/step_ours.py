@@ -77,16 +77,18 @@ def _verdict(index: int) -> Verdict:
 
 def main() -> None:
     """Open a session on this process alone and let it run."""
-    line = work.Line()
+    line, seen = work.Line(), [0]
     with _session(Path(sys.argv[1]), sys.argv[2:]) as session:
         _time_phases(session, line)
+        _count_tokens(session, seen)
         plan, objective = _plan(), Objective.from_recipe(session.recipe)
         line.say({"ready": True, "torch": torch.__version__, "megatron_core": megatron.core.__version__})
         step = 0
         while line.wait():
-            step += 1
-            samples, _, row = train_step(session, plan, objective, step, Clock())
-            line.done(**_facts(session, samples, row))
+            step, seen[0] = step + 1, 0
+            _, _, row = train_step(session, plan, objective, step, Clock())
+            facts = {name: row[name] for name in ("trained_tokens", "loss", "grad_norm")}
+            line.done(forward_tokens=seen[0], **facts)
 
 
 @contextlib.contextmanager
@@ -120,15 +122,13 @@ def _time_phases(session: Session, line: work.Line) -> None:
     policy.optimizer.step = line.phases.timed("optimizer", policy.optimizer.step)
 
 
-def _facts(session: Session, samples: Sequence[Any], row: dict[str, Any]) -> dict[str, Any]:
-    responses = sum(len(s.rollout.response_ids) for s in samples)
-    prompts = sum(len(s.rollout.prompt_ids) for s in samples)
-    return {
-        "trained_tokens": row["trained_tokens"],
-        "forward_tokens": prompts + responses,
-        "loss": row["loss"],
-        "grad_norm": row["grad_norm"],
-    }
+def _count_tokens(session: Session, seen: list[int]) -> None:
+    """Add the tokens of each forward pass that has a backward pass to `seen`; sampling goes another way."""
+
+    def count(_: torch.nn.Module, __: Any, options: dict[str, Any]) -> None:
+        seen[0] += options["input_ids"].numel() if torch.is_grad_enabled() else 0
+
+    session.policy.network.register_forward_pre_hook(count, with_kwargs=True)
 
 
 if __name__ == "__main__":
