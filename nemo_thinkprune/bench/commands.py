@@ -188,7 +188,8 @@ def notes(plan: Plan) -> list[str]:
     recipe, found = plan.recipe, []
     if plan.fixed_length:
         found.append(
-            "Every response ran to the limit and counts as cut: rewards and losses of these steps mean nothing."
+            "Every response ran to the limit and counts as cut: rewards and losses of these steps mean nothing, nor do "
+            "the seconds of scoring where the recipe gives cut responses no reward without reading them."
         )
     else:
         found.append(

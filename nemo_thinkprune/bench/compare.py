@@ -208,10 +208,8 @@ def _remarks(a: Result, b: Result, *, paired: bool) -> str:
     ]
     if a.recipe_sha256 != b.recipe_sha256:
         lines.append("The recipes are not the same in every setting.")
-    if min(len(a.steps), len(b.steps)) < 5:
-        lines.append(
-            f"With fewer than 5 steps an interval is too narrow; with fewer than {FEWEST} there is none."
-        )
+    if min(len(a.steps), len(b.steps)) < FEWEST:
+        lines.append(f"With fewer than {FEWEST} steps there is no interval: measure more.")
     for name, result in (("A", a), ("B", b)):
         lines += [f"ERROR in the measurement of {name}: {error}" for error in result.errors]
     return "\n".join(_filled(line) for line in lines)

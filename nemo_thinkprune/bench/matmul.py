@@ -20,9 +20,18 @@ def best_flops_per_s(dtype: torch.dtype, *, seconds: float = SECONDS) -> float:
     for each size and library: torch's BLAS and, where it is there, oneDNN.
     """
     products: list[Callable[[Tensor, Tensor], Tensor]] = [torch.mm]
-    if torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16):
+    if _onednn_multiplies(dtype):
         products.append(_by_onednn)
     return max(_best(product, dtype, size, seconds) for product in products for size in SIZES)
+
+
+def _onednn_multiplies(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    # it has no bfloat16 products for processors without AVX-512
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _by_onednn(left: Tensor, right: Tensor) -> Tensor:

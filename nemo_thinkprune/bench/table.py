@@ -121,9 +121,10 @@ def _remarks(result: Result) -> str:
             else "Peak MiB: resident memory"
         )
         + ", least and most of the ranks.",
-        "MFU: model FLOPs (grouped-query and causal attention, real lengths, no padding, nothing recomputed, a prompt "
-        "once where the engine computes it once) over seconds, devices and peak. HFU counts what "
-        "the backward pass computes again too.",
+        "MFU: model FLOPs (grouped-query and causal attention, real lengths, no padding, nothing recomputed; "
+        "sampling, and log-probs and update of our policy on a CPU, count a prompt once for all its responses, also "
+        "where ranks or micro-batches each compute it) over seconds, devices and peak. HFU counts what the backward "
+        "pass computes again too.",
         f"Peak of a device: {known} ({result.peak.source}).",
         *result.notes,
         *(f"ERROR in the measurement: {error}" for error in result.errors),

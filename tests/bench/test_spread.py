@@ -23,16 +23,16 @@ def test_one_value_is_its_own_spread() -> None:
 
 
 def test_a_ratio_of_medians_by_hand() -> None:
-    ratio = ratio_of_medians([1.0, 2.0, 9.0], [3.0, 4.0, 5.0])
+    ratio = ratio_of_medians([1.0, 1.5, 2.0, 5.0, 9.0], [3.0, 3.5, 4.0, 4.5, 5.0])
     assert ratio.value == 2.0
-    # the smallest and largest ratios that three of each can make: 3/9 and 5/1
+    # the smallest and largest ratios that five of each can make: 3/9 and 5/1
     assert ratio.low is not None and ratio.high is not None
     assert 3 / 9 <= ratio.low < 2.0 < ratio.high <= 5.0
 
 
 def test_pairs_are_compared_one_by_one() -> None:
     # the steps differ tenfold, their ratios do not: paired, the spread between steps is gone
-    a, b = [1.0, 10.0, 100.0, 5.0], [2.0, 20.0, 200.0, 10.0]
+    a, b = [1.0, 10.0, 100.0, 5.0, 3.0], [2.0, 20.0, 200.0, 10.0, 6.0]
     assert paired_ratio(a, b).value == paired_ratio(a, b).low == paired_ratio(a, b).high == 2.0
     wide = ratio_of_medians(a, b)
     assert wide.low is not None and wide.low < 1 and wide.beyond_spread is False
@@ -42,7 +42,7 @@ def test_what_is_equal_does_not_differ_and_what_is_far_apart_does() -> None:
     values = [1.0, 1.1, 0.9, 1.05, 0.95]
     assert ratio_of_medians(values, values).beyond_spread is False
     assert ratio_of_medians(values, [3 * v for v in values]).beyond_spread is True
-    assert ratio_of_medians(values[:2], [9.0, 9.0]).beyond_spread is None
+    assert ratio_of_medians(values[:4], [9.0] * 5).beyond_spread is None
 
 
 def test_the_same_samples_give_the_same_interval() -> None:
