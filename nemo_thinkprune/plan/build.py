@@ -14,6 +14,7 @@ from checkpoints_tools.weight_map import padded_vocab_size
 from nemo_thinkprune.costs.buffers import Buffer, Reduction, stage_buffer
 from nemo_thinkprune.costs.shards import Split, layers_of_stage, split_of, stage_parameters, stage_shapes
 from nemo_thinkprune.costs.training_state import EngineName, Precision, precision_of, reduction_of
+from nemo_thinkprune.plan.plan import NOT_COUNTED
 from nemo_thinkprune.recipe.checks_layout import layout_problems
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.local_support import RESTRICTIONS
@@ -25,18 +26,7 @@ if TYPE_CHECKING:
     from nemo_thinkprune.plan.built_rank import BuiltRank
 
 PROGRESS_S = 2.0
-_NOT_BUILT = (
-    "policy.hf_config_overrides",
-    "policy.draft.enabled",
-    "policy.quant_cfg",
-    "policy.megatron_cfg.expert_model_parallel_size",
-    "policy.megatron_cfg.expert_tensor_parallel_size",
-    "policy.megatron_cfg.mtp_num_layers",
-    "policy.megatron_cfg.peft.enabled",
-    "policy.megatron_cfg.fp8_cfg.enabled",
-    "policy.megatron_cfg.optimizer.optimizer",
-    "policy.megatron_cfg.distributed_data_parallel_config.use_custom_fsdp",
-)
+_NOT_BUILT = (*NOT_COUNTED, "policy.megatron_cfg.optimizer.optimizer")
 
 
 class BuildMismatch(Exception):

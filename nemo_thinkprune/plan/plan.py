@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs.disk import Disk, checkpoint_parameters, round_disk
@@ -16,10 +18,24 @@ from nemo_thinkprune.costs.resident import resident_phases
 from nemo_thinkprune.costs.shards import Split, split_of
 from nemo_thinkprune.costs.training_state import EngineName
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.recipe.local_support import RESTRICTIONS
 from nemo_thinkprune.recipe.schema import Recipe
+from nemo_thinkprune.recipe.support import value_at
 
 LOCAL: EngineName = "local"
 NEMO_RL: EngineName = "nemo-rl"
+NOT_COUNTED = (
+    "policy.hf_config_overrides",
+    "policy.draft.enabled",
+    "policy.quant_cfg",
+    "policy.megatron_cfg.expert_model_parallel_size",
+    "policy.megatron_cfg.expert_tensor_parallel_size",
+    "policy.megatron_cfg.mtp_num_layers",
+    "policy.megatron_cfg.peft.enabled",
+    "policy.megatron_cfg.fp8_cfg.enabled",
+    "policy.megatron_cfg.distributed_data_parallel_config.use_custom_fsdp",
+)
+"""Settings that change what a run needs, and that no formula here knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +142,42 @@ def make_plan(recipe: Recipe, model: ModelConfig, *, gpu: str, host_bytes: int |
     )
 
 
-def memory_of_this_machine() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def unplanned(recipe: Recipe) -> list[str]:
+    """Settings of the recipe, as "key = value", with which a plan does not count."""
+    rules = (rule for rule in RESTRICTIONS if rule.path in NOT_COUNTED)
+    found = ((rule.path, value_at(recipe, rule.path), rule.allowed) for rule in rules)
+    return [f"{path} = {value!r}" for path, value, usual in found if value not in usual]
+
+
+def memory_of_this_machine(root: Path = Path("/")) -> int:
+    """Bytes of main memory that this process may use: the machine's, or less in a container or a cluster's job.
+
+    `root` is where /proc and /sys are.
+    """
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([whole, *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """Memory limits of this process's control groups (version 2: of each group on the way up; version 1: its own)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        own = top / group.lstrip("/")
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(top):
+                break
+            try:
+                yield int((folder / file).read_text())
+            except (OSError, ValueError):  # not there, or "max"
+                continue
 
 
 def gib(number: float) -> str:

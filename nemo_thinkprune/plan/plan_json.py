@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_thinkprune.costs.parts import Part, PhaseMemory, worst
 from nemo_thinkprune.plan.advice import Advice
-from nemo_thinkprune.plan.plan import Plan
+from nemo_thinkprune.plan.plan import Plan, unplanned
 
 FORMAT = 1
 
@@ -29,7 +29,8 @@ def plan_values(plan: Plan, *, name: str, source: str, advice: Advice | None) ->
         "generation": _generation(plan),
         "host": [_phase(one) for one in plan.host],
         "host_worst_bytes": worst(plan.host).bytes if plan.host else None,
-        "disk": {"checkpoint_bytes": plan.disk.checkpoint, "kept": plan.disk.kept, "round_bytes": plan.disk.of_round},
+        "disk": _disk(plan),
+        "not_counted": unplanned(plan.recipe),
         "fits": plan.fits,
         "missing_bytes": plan.missing_bytes,
         "shortages": [{"what": one.what, "bytes": one.bytes} for one in plan.shortages],
@@ -48,6 +49,17 @@ def _phase(one: PhaseMemory) -> dict[str, Any]:
 
 def _part(part: Part) -> dict[str, Any]:
     return {"name": part.name, "bytes": part.bytes, "assumed": part.assumed}
+
+
+def _disk(plan: Plan) -> dict[str, int | None]:
+    """Null: how many checkpoints are kept depends on data that is not there."""
+    disk = plan.disk
+    known = bool(disk.kept or not disk.checkpoint)
+    return {
+        "checkpoint_bytes": disk.checkpoint,
+        "kept": disk.kept if known else None,
+        "round_bytes": disk.of_round if known else None,
+    }
 
 
 def _generation(plan: Plan) -> dict[str, Any] | None:

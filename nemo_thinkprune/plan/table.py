@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nemo_thinkprune.costs.parts import GIB, PHASES, PhaseMemory, worst
 from nemo_thinkprune.plan.advice import Advice
-from nemo_thinkprune.plan.plan import LOCAL, Plan, gib
+from nemo_thinkprune.plan.plan import LOCAL, Plan, gib, unplanned
 from nemo_thinkprune.plan.time_table import TimePlan, time_lines
 from nemo_thinkprune.reporting.table import render
 
@@ -76,6 +76,7 @@ def _head(plan: Plan, source: str) -> list[str]:
         f"{recipe.policy.model_name} (architecture: {source})",
         f"{what}; {layout}",
         "phases follow one another and are never added; GiB of 2**30 bytes",
+        *(f"NOT counted, what this changes: {setting}" for setting in unplanned(recipe)),
     ]
 
 

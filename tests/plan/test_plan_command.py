@@ -11,6 +11,7 @@ import pytest
 from nemo_thinkprune.costs.gpus import GPUS
 from nemo_thinkprune.costs.parts import PHASES
 from nemo_thinkprune.plan.commands import plan
+from nemo_thinkprune.plan.plan import memory_of_this_machine
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import recipes_folder
 
@@ -101,3 +102,45 @@ def test_stages_are_shortened_when_there_are_many() -> None:
     )
     head = next(line for line in text.splitlines() if line.startswith("phase "))
     assert head.split() == ["phase", "stage", "0", "stage", "1", "stage", "14", "stage", "15", "worst"]
+
+
+def test_what_no_formula_knows_is_told() -> None:
+    words = ("policy.megatron_cfg.fp8_cfg.enabled=true", "policy.hf_config_overrides={rope_theta: 1}")
+    expected = [
+        "policy.hf_config_overrides = {'rope_theta': 1}",
+        "policy.megatron_cfg.fp8_cfg.enabled = True",
+    ]
+    assert values("thinkprune", *words)["not_counted"] == expected
+    told = [line for line in run("thinkprune", *words)[1].splitlines() if line.startswith("NOT counted")]
+    assert [line.partition(": ")[2] for line in told] == expected
+    assert values("thinkprune")["not_counted"] == []
+
+
+def test_what_is_not_known_of_the_disk_is_null() -> None:
+    unknown = values("thinkprune", "data.train={data_path: nothing.jsonl}")["disk"]
+    assert unknown["checkpoint_bytes"] > 0 and unknown["kept"] is unknown["round_bytes"] is None
+    known = values("thinkprune", "grpo.max_num_steps=190")["disk"]
+    assert known["kept"] == 10 and known["round_bytes"] == 10 * known["checkpoint_bytes"]
+    off = values("thinkprune", "checkpointing.enabled=false")["disk"]
+    assert off == {"checkpoint_bytes": 0, "kept": 0, "round_bytes": 0}
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        ("0::/jobs/7", {"jobs/7/memory.max": "max", "jobs/memory.max": "4096", "memory.max": "8192"}, 4096),
+        ("4:memory:/a\n0::/", {"memory/a/memory.limit_in_bytes": "2048"}, 2048),
+        ("0::/", {}, None),
+        ("0::/", {"memory.max": str(2**60)}, None),  # more than there is
+    ],
+)
+def test_memory_is_that_of_the_job_or_container(
+    line: str, files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(line + "\n")
+    for name, text in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert memory_of_this_machine(tmp_path) == (expected or memory_of_this_machine(tmp_path / "nothing"))
