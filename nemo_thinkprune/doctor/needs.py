@@ -11,7 +11,8 @@ from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.weight_map import weight_map
 from nemo_thinkprune.costs.disk import Disk, round_disk
-from nemo_thinkprune.costs.known_models import config_folders
+from nemo_thinkprune.costs.known_models import config_folders, known_models
+from nemo_thinkprune.costs.shards import model_parameters
 from nemo_thinkprune.costs.training_state import EngineName
 from nemo_thinkprune.recipe.data_source import is_hub_id
 from nemo_thinkprune.recipe.schema import Recipe
@@ -57,7 +58,9 @@ def needs_of(
         paths={key: _absolute(path) for key, path in named.items() if not is_hub_id(path)},
         unread=unread,
         hub=tuple(path for key, path in named.items() if is_hub_id(path) and key not in unread),
-        disk=disk_of(recipe, rounds=rounds, environment=environment, engine=None if cluster else "local"),
+        disk=disk_of(
+            recipe, rounds=rounds, environment=environment, engine="nemo-rl" if cluster else "local"
+        ),
         wandb=recipe.logger.wandb_enabled,
     )
 
@@ -71,15 +74,17 @@ def disk_of(
 
 
 def parameter_count(model: str, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Parameters of a model and where that is from: its config.json here or in the hub's cache, else its name.
+    """Parameters of a model and where that is from; 0 when nothing tells.
 
-    0 when none of them tells.
+    Its config.json here or in the hub's cache, else the architecture that is built in, else its name.
     """
     for folder in config_folders(model, environment):
         try:
             return weight_map(read_hf_config(folder)).parameters, f"{folder}/config.json"
         except (CheckpointError, OSError, ValueError):
             continue
+    if (config := known_models().get(model)) is not None:
+        return model_parameters(config), f"the architecture of {model} that is built in"
     if match := _IN_NAME.search(model.rstrip("/").rpartition("/")[2]):
         return round(float(match[1]) * 1e9), f"the name {model}"
     return 0, f"nothing here tells how large {model} is"

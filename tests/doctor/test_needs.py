@@ -43,6 +43,9 @@ def test_the_sizes_in_the_recipes_headers(qwq: str) -> None:
     assert disk.checkpoint == pytest.approx(459e9, rel=0.002)
     assert (disk.kept, disk.rounds) == (10, 3)
     assert disk.needed - disk.checkpoint == pytest.approx(13.8e12, rel=0.005)
+    cluster = needs_of(recipe, engine="nemo-rl", on_cpu=False, rounds=True, environment={}).disk
+    assert cluster.checkpoint == pytest.approx(393e9, rel=0.002)
+    assert cluster.of_round * 3 == pytest.approx(11.8e12, rel=0.005)
     small = load_recipe("qwq-32b-rounds", [qwq, "checkpointing.save_optimizer=false"])
     assert disk_of(small, rounds=False, environment={}).checkpoint == pytest.approx(66e9, rel=0.01)
 
@@ -67,15 +70,14 @@ def test_a_size_that_nobody_knows_is_not_invented() -> None:
     assert (disk.checkpoint, disk.kept) == (0, 0) and "how large" in disk.source
 
 
-def test_the_hubs_cache_and_then_the_name_tell_the_size(tmp_path: Path) -> None:
+def test_the_hubs_cache_what_is_built_in_and_then_the_name_tell_the_size(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--Qwen--QwQ-32B" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(config_to_dict(QWQ)))
     assert parameter_count("Qwen/QwQ-32B", {"HF_HOME": str(tmp_path)})[0] == 32_763_876_352
-    assert parameter_count("Qwen/QwQ-32B", {"HF_HOME": "/nowhere"}) == (
-        32_000_000_000,
-        "the name Qwen/QwQ-32B",
-    )
+    count, source = parameter_count("Qwen/QwQ-32B", {"HF_HOME": "/nowhere"})
+    assert count == 32_763_876_352 and "built in" in source
+    assert parameter_count("a/QwQ-32B", {"HF_HOME": "/nowhere"}) == (32_000_000_000, "the name a/QwQ-32B")
     assert parameter_count("a/R1-Distill-Qwen-1.5B", {"HF_HOME": "/nowhere"})[0] == 1_500_000_000
 
 
