@@ -10,7 +10,6 @@ training of this one: the step takes the longer of the two, at best.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from checkpoints_tools.model_config import ModelConfig
@@ -255,8 +254,3 @@ def _moves(machine: Machine, step: Step) -> list[Phase]:
             note=f"{moved / 1e9:.1f} GB of weights and optimizer to and from unpinned host memory",
         ),
     ]
-
-
-def shares(prompt: int, responses: Sequence[int], group_size: int) -> Work:
-    """A step's work whose prompts all have the same length."""
-    return Work(prompts=[prompt] * len(responses), responses=list(responses), group_size=group_size)

@@ -14,11 +14,11 @@ from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs.known_models import Architecture, architecture_of
 from nemo_thinkprune.data.tiny_model import model_config
 from nemo_thinkprune.plan import plan_json, table
-from nemo_thinkprune.plan.advice import advise
+from nemo_thinkprune.plan.advice import Advice, advise
 from nemo_thinkprune.plan.build import BuildMismatch, build_and_compare, stage_values
 from nemo_thinkprune.plan.build import table as built_table
 from nemo_thinkprune.plan.plan import Plan, engine_for, make_plan
-from nemo_thinkprune.plan.time_table import time_rows, time_values
+from nemo_thinkprune.plan.time_table import TimePlan, time_rows, time_values
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.load import load_recipe
@@ -59,18 +59,14 @@ def plan(
         return make_plan(load_recipe(recipe, [*overrides, *more]), found.config, gpu=gpu)
 
     made = make_plan(given, found.config, gpu=gpu)
-    advice = advise(made, replan)
     time = None if made.gpu is None else time_rows(given, found.config, made.gpu)
     built = _built(made, given, found.config, say=_silent if as_json else say) if build else None
+    answer = _Answer(made, advise(made, replan), time, built, found.source)
     if as_json:
-        values = plan_json.plan_values(made, name=recipe, source=found.source, advice=advice)
-        values["step_time"] = None if time is None else time_values(time)
-        say(json.dumps(values if built is None else {**values, "built": built.values}, indent=2))
+        say(json.dumps(_values(answer, name=recipe), indent=2))
     else:
-        for line in table.lines(made, source=found.source, time=time, advice=advice):
+        for line in _lines(answer):
             say(line)
-        if built is not None:
-            say(f"\n{built.text}")
     return FITS if made.fits and (built is None or built.equal) else DOES_NOT_FIT
 
 
@@ -92,6 +88,26 @@ class _Built:
     equal: bool
     text: str
     values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    plan: Plan
+    advice: Advice | None
+    time: TimePlan | None
+    built: _Built | None
+    source: str
+
+
+def _values(answer: _Answer, *, name: str) -> dict[str, Any]:
+    values = plan_json.plan_values(answer.plan, name=name, source=answer.source, advice=answer.advice)
+    values["step_time"] = None if answer.time is None else time_values(answer.time)
+    return values if answer.built is None else {**values, "built": answer.built.values}
+
+
+def _lines(answer: _Answer) -> list[str]:
+    lines = table.lines(answer.plan, source=answer.source, time=answer.time, advice=answer.advice)
+    return lines if answer.built is None else [*lines, f"\n{answer.built.text}"]
 
 
 def _built(made: Plan, recipe: Recipe, model: ModelConfig, *, say: Callable[[str], None]) -> _Built:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs.disk import Disk, checkpoint_parameters, round_disk
-from nemo_thinkprune.costs.gpus import GPUS, Gpu
+from nemo_thinkprune.costs.gpus import Gpu, gpu_named
 from nemo_thinkprune.costs.host_memory import host_phases
 from nemo_thinkprune.costs.kv_cache import Engine, engine_of
 from nemo_thinkprune.costs.memory import gpu_phases, largest_tensor_bytes
@@ -17,7 +17,6 @@ from nemo_thinkprune.costs.parts import GIB, PhaseMemory, worst
 from nemo_thinkprune.costs.resident import resident_phases
 from nemo_thinkprune.costs.shards import Split, split_of
 from nemo_thinkprune.costs.training_state import EngineName
-from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.recipe.local_support import RESTRICTIONS
 from nemo_thinkprune.recipe.schema import Recipe
 from nemo_thinkprune.recipe.support import value_at
@@ -126,9 +125,7 @@ def make_plan(recipe: Recipe, model: ModelConfig, *, gpu: str, host_bytes: int |
             phases=tuple(resident_phases(recipe, model)),
             capacity=total // recipe.cluster.gpus_per_node,
         )
-    if gpu not in GPUS:
-        raise UserError(f"no GPU is called '{gpu}'; use one of {', '.join(GPUS)}")
-    device = GPUS[gpu]
+    device = gpu_named(gpu)
     return Plan(
         recipe=recipe,
         model=model,
