@@ -125,6 +125,7 @@ def _remarks(result: Result) -> str:
         "sampling, and log-probs and update of our policy on a CPU, count a prompt once for all its responses, also "
         "where ranks or micro-batches each compute it) over seconds, devices and peak. HFU counts what the backward "
         "pass computes again too.",
+        "Token rates count a prompt with each of its responses, also where it is computed once.",
         f"Peak of a device: {known} ({result.peak.source}).",
         *result.notes,
         *(f"ERROR in the measurement: {error}" for error in result.errors),
