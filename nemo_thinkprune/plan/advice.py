@@ -19,6 +19,8 @@ from nemo_thinkprune.recipe.schema import Recipe
 _MEGATRON = "policy.megatron_cfg"
 _VLLM = "policy.generation.vllm_cfg"
 
+_GPUS_OF_A_NODE = 8  # of the servers that costs.gpus describes
+
 # Overrides to (recipe, plan); UserError when the recipe would not run.
 Replan = Callable[[Sequence[str]], Plan]
 
@@ -94,12 +96,18 @@ def _cost(changes: tuple[Change, ...]) -> tuple[int, int, int]:
 def _try(changes: tuple[Change, ...], replan: Replan) -> Advice | None:
     try:
         advice = Advice(changes, replan([text for change in changes for text in change.overrides]))
-        if not advice.plan.fits:
+        if not advice.plan.fits or _crosses_nodes(advice):
             return None
         check_recipe(advice.plan.recipe, engine=advice.plan.engine)
     except UserError:
         return None
     return advice
+
+
+def _crosses_nodes(advice: Advice) -> bool:
+    """Whether it makes tensor parallel ranks talk over the network."""
+    inside = advice.plan.split.tp <= advice.plan.recipe.cluster.gpus_per_node
+    return not inside and any(change.group == "tensor" for change in advice.changes)
 
 
 def candidates(plan: Plan) -> Iterator[Change]:
@@ -267,14 +275,15 @@ def _layouts(plan: Plan) -> Iterator[Change]:
     """Other splits of the same GPUs, then more GPUs."""
     recipe, split = plan.recipe, plan.split
     per_node = recipe.cluster.gpus_per_node
+    most = max(per_node, _GPUS_OF_A_NODE)
     vllm = recipe.policy.generation.vllm_cfg.tensor_parallel_size
     for rank, size in enumerate((2 * vllm, 4 * vllm, 8 * vllm), 9):
-        if size <= per_node:
+        if size <= most:
             yield Change(
                 (f"{_VLLM}.tensor_parallel_size={size}",), "fewer, slower vLLM engines", rank, "engines"
             )
     for rank, size in enumerate((2 * split.tp, 4 * split.tp, 8 * split.tp), 11):
-        if size <= per_node:
+        if size <= most:
             overrides = [f"{_MEGATRON}.tensor_model_parallel_size={size}"]
             if not split.sequence_parallel:
                 overrides.append(f"{_MEGATRON}.sequence_parallel=true")
@@ -286,6 +295,10 @@ def _layouts(plan: Plan) -> Iterator[Change]:
             rank,
             "pipeline",
         )
+    for rank, size in enumerate((2 * per_node, 4 * per_node, 8 * per_node), 15):
+        if size <= most:
+            cost = f"{size - per_node} GPUs more in each node"
+            yield Change((f"cluster.gpus_per_node={size}",), cost, rank, "nodes")
     nodes = recipe.cluster.num_nodes
-    for rank, number in enumerate((2 * nodes, 4 * nodes, 8 * nodes), 15):
+    for rank, number in enumerate((2 * nodes, 4 * nodes, 8 * nodes), 16):
         yield Change((f"cluster.num_nodes={number}",), f"{number - nodes} nodes more", rank, "nodes")

@@ -111,3 +111,18 @@ def test_the_local_engine_is_advised_on_a_machine_with_little_memory() -> None:
     found = advise(before, lambda more: replan(more, host_bytes=little))
     assert not before.fits and found is not None
     assert replan(found.overrides, host_bytes=little).fits
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_small_nodes_get_more_gpus_before_more_nodes_come(gpus: int) -> None:
+    small = known_models()["deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"]
+    words = [f"cluster.gpus_per_node={gpus}"]
+
+    def replan(more: Sequence[str]) -> Plan:
+        return make_plan(load_recipe("r1-distill-qwen-1.5b-4k", [*words, *more]), small, gpu="h100-80g")
+
+    before = replan([])
+    found = advise(before, replan)
+    assert not before.fits and found is not None
+    assert found.plan.fits and found.plan.recipe.cluster.num_nodes == 1
+    assert found.plan.split.tp <= found.plan.recipe.cluster.gpus_per_node <= 8
