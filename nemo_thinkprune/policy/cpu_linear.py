@@ -1,4 +1,4 @@
-"""Linear layers on a CPU: oneDNN's matrix products, gradients added where they belong, weights packed for sampling.
+"""Linear layers on a CPU: oneDNN's matrix products, and gradients added where they belong.
 
 Megatron-Core's own path multiplies with the BLAS that torch was built with, writes each weight's gradient to a new
 tensor and adds that to the gradient buffer in another pass.
@@ -7,14 +7,12 @@ tensor and adds that to the gradient buffer in another pass.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
-from torch import Tensor, nn
+from torch import Tensor
 
 Linear = Callable[..., Tensor]
 DTYPES = (torch.float32, torch.bfloat16)
@@ -83,7 +81,7 @@ def linear_on_cpu(megatrons: Linear) -> Linear:
                 **options,
             )
         if not torch.is_grad_enabled():
-            return product(input, getattr(weight, "packed", weight), bias)
+            return product(input, weight, bias)
         if allreduce_dgrad:
             input = copy_to_tensor_model_parallel_region(input)
         return _Linear.apply(input, weight, bias)
@@ -91,27 +89,11 @@ def linear_on_cpu(megatrons: Linear) -> Linear:
     return linear
 
 
-@contextmanager
-def packed_weights(network: nn.Module, *, rows: int) -> Iterator[None]:
-    """Inside the block the linear layers keep a copy of their weights in oneDNN's own order, for `rows` rows.
+def packed(weight: Tensor, *, rows: int) -> Tensor | None:
+    """A copy of weight [n, k] in oneDNN's own order for `product` with about `rows` rows; None elsewhere.
 
-    A product of a few rows takes half the time with it. The weights must not change meanwhile, and no gradient
-    is taken. Costs the memory of the linear layers' weights; does nothing on other devices.
+    Such a product of a few rows takes half the time.
     """
-    weights = [
-        w
-        for m in network.modules()
-        if isinstance(m, (ColumnParallelLinear, RowParallelLinear)) and (w := m.weight) is not None
-    ]
-    usable = [
-        w
-        for w in weights
-        if w.device.type == "cpu" and w.dtype in DTYPES and torch.backends.mkldnn.is_available()
-    ]
-    for weight in usable:
-        weight.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-    try:
-        yield
-    finally:
-        for weight in usable:
-            del weight.packed
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)

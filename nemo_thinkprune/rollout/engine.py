@@ -11,9 +11,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
-from nemo_thinkprune.policy.cpu_linear import packed_weights
 from nemo_thinkprune.policy.policy import Policy
-from nemo_thinkprune.rollout.decoder import StageDecoder, without_sequence_parallel
+from nemo_thinkprune.rollout.decoder import StageDecoder
 from nemo_thinkprune.rollout.sampling import sample_tokens, uniforms
 from nemo_thinkprune.rollout.types import Request, Rollout, Sampling, StopReason
 
@@ -51,22 +50,26 @@ class MegatronEngine:
         beat: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Rollout]:
         """Sample every request `samples` times, at most `limit` tokens each; ordered by (request, sample)."""
-        network = self.policy.network
-        training = network.training
-        network.eval()
+        pairs = [(r, s) for r, request in enumerate(requests) for s in range(request.samples)]
+        if not pairs:
+            return []
+        decoder = StageDecoder(
+            self.policy.network,
+            layout=self.policy.layout,
+            vocab_size=self.policy.model.vocab_size,
+            rows=min(self.max_rows, len(pairs)),
+        )
         rollouts: list[Rollout] = []
-        try:
-            with without_sequence_parallel(network), packed_weights(network, rows=self.max_rows):
-                for batch in _batches(requests, self.max_rows):
-                    rollouts += self._generate_batch(
-                        requests, batch, limit=limit, sampling=sampling, beat=beat
-                    )
-        finally:
-            network.train(training)
+        for start in range(0, len(pairs), self.max_rows):
+            batch = pairs[start : start + self.max_rows]
+            rollouts += self._generate_batch(
+                decoder, requests, batch, limit=limit, sampling=sampling, beat=beat
+            )
         return rollouts
 
     def _generate_batch(
         self,
+        decoder: StageDecoder,
         requests: Sequence[Request],
         batch: list[tuple[int, int]],
         *,
@@ -83,13 +86,7 @@ class MegatronEngine:
             padded[row, : len(prompt)] = torch.tensor(prompt, device=device)
         owners = torch.tensor([order.index(request) for request, _ in batch], device=device)
         streams = [uniforms(sampling.seed, requests[r].key, s, limit) for r, s in batch]
-        decoder = StageDecoder(
-            self.policy.network,
-            layout=self.policy.layout,
-            vocab_size=self.policy.model.vocab_size,
-            limit=limit,
-        )
-        logits = decoder.prefill(padded, lengths, owners)
+        logits = decoder.prefill(padded, lengths, owners, limit=limit)
         rows = _Rows(
             ids=torch.arange(len(batch), device=device),
             uniforms=torch.from_numpy(np.stack(streams)).to(device),
@@ -163,9 +160,3 @@ class MegatronEngine:
             logprobs=logprobs[:length].tolist(),
             stop_reason=StopReason.EOS if response[-1] in self.eos_ids else StopReason.LIMIT,
         )
-
-
-def _batches(requests: Sequence[Request], max_rows: int) -> list[list[tuple[int, int]]]:
-    """(request, sample) pairs in order, cut into batches of at most `max_rows` rows."""
-    pairs = [(r, s) for r, request in enumerate(requests) for s in range(request.samples)]
-    return [pairs[start : start + max_rows] for start in range(0, len(pairs), max_rows)]
