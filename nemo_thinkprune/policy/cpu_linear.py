@@ -15,7 +15,20 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from torch import Tensor
 
 Linear = Callable[..., Tensor]
-DTYPES = (torch.float32, torch.bfloat16)
+
+
+def is_usable(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies with this weight: on a CPU, in a dtype that this CPU has instructions for."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    has_bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_bfloat16 or weight.dtype == torch.float32
+
+
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x [r, k] times weight [n, k] transposed by what is quickest; no gradient flows."""
+    has_work = x.numel() > 0 and weight.numel() > 0  # oneDNN refuses a rank that holds padding alone
+    return product(x, weight, None) if has_work and is_usable(weight) else x @ weight.T
 
 
 class _Linear(torch.autograd.Function):
@@ -69,7 +82,7 @@ def linear_on_cpu(megatrons: Linear) -> Linear:
         *rest: Any,
         **options: Any,
     ) -> Tensor:
-        if sequence_parallel or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():
+        if sequence_parallel or not is_usable(weight):
             return megatrons(
                 input,
                 weight,
@@ -94,6 +107,6 @@ def packed(weight: Tensor, *, rows: int) -> Tensor | None:
 
     Such a product of a few rows takes half the time.
     """
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():
+    if not is_usable(weight):
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)

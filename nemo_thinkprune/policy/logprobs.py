@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_thinkprune.policy.cpu_linear import multiply
+
 
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
@@ -29,7 +31,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs)
         lse = torch.empty_like(logprobs)
         for part in _chunks(len(targets), chunk):
-            logits = (hidden[part] @ weight.T).float() * inverse_temperature
+            logits = multiply(hidden[part], weight).float() * inverse_temperature
             lse[part], mean_logit = _log_sum_exp(logits, group)
             logprobs[part] = _target_logits(logits, targets[part] - vocab_start, group) - lse[part]
             entropy[part] = lse[part] - mean_logit
@@ -44,14 +46,14 @@ class _ChunkedLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for part in _chunks(len(targets), ctx.chunk):
-            logits = (hidden[part] @ weight.T).float() * ctx.inverse_temperature
+            logits = multiply(hidden[part], weight).float() * ctx.inverse_temperature
             # d logp / d logit = onehot(target) - softmax
             grad = torch.exp(logits - lse[part, None]).mul_(-grad_logprobs[part, None])
             local = targets[part] - ctx.vocab_start
             row = torch.nonzero((local >= 0) & (local < len(weight))).squeeze(1)
             grad[row, local[row]] += grad_logprobs[part][row]
             grad = grad.mul_(ctx.inverse_temperature).to(hidden.dtype)
-            grad_hidden[part] = grad @ weight
+            grad_hidden[part] = multiply(grad, weight.T)
             grad_weight += (grad.T @ hidden[part]).float()
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
 

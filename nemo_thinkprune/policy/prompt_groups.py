@@ -8,7 +8,7 @@ predicts nothing and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ FORMAT = "prompt_groups"  # not "thd": Megatron then rotates by the angles of ea
 class PromptGroup:
     """A prompt with its responses: [start, start + prompt) and behind it one response after the other.
 
-    `responses` are their lengths, without their last tokens; 0 for a response of one token.
+    `responses` are their lengths, without their last tokens; 0 for a response of one token or none.
     """
 
     start: int
@@ -91,11 +91,11 @@ def pack_groups(
         places += range(len(prompt))
         for index in members:
             fed = sequences[index].response_ids[:-1]
-            predictors += [start + len(prompt) - 1, *range(len(tokens), len(tokens) + len(fed))]
+            before_first = [start + len(prompt) - 1] if sequences[index].response_ids else []
+            predictors += [*before_first, *range(len(tokens), len(tokens) + len(fed))]
             tokens += fed
             places += range(len(prompt), len(prompt) + len(fed))
-        fed_lengths = tuple(len(sequences[i].response_ids) - 1 for i in members)
-        groups.append(PromptGroup(start, len(prompt), fed_lengths))
+        groups.append(PromptGroup(start, len(prompt), tuple(_fed(sequences[i]) for i in members)))
         order += members
     if padding := -len(tokens) % divisible_by:
         groups.append(PromptGroup(len(tokens), padding, ()))
@@ -128,12 +128,29 @@ def _by_prompt(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> li
     return list(groups.values())
 
 
-def _split(sequences: Sequence[TokenSequence], group: list[int], budget: int, most: int) -> list[list[int]]:
-    """The group as it is if it fits, else its responses one by one."""
-    fits = len(group) <= most and _tokens(sequences, group) <= budget
-    return [group] if fits else [[index] for index in group]
+def _split(
+    sequences: Sequence[TokenSequence], group: list[int], budget: int, most: int
+) -> Iterator[list[int]]:
+    """The group as it is if it fits, else in parts that are as large as they can be, long responses first."""
+    if len(group) <= most and _tokens(sequences, group) <= budget:
+        yield group
+        return
+    prompt, left = len(sequences[group[0]].prompt_ids), sorted(group, key=lambda i: -_fed(sequences[i]))
+    while left:
+        part, room = [left[0]], budget - prompt - _fed(sequences[left[0]])
+        for index in left[1:]:
+            if _fed(sequences[index]) <= room and len(part) < most:
+                part.append(index)
+                room -= _fed(sequences[index])
+        yield part
+        left = [index for index in left if index not in set(part)]
 
 
 def _tokens(sequences: Sequence[TokenSequence], group: Sequence[int]) -> int:
     """Tokens of responses to one prompt, laid out together."""
-    return len(sequences[group[0]].prompt_ids) + sum(len(sequences[i].response_ids) - 1 for i in group)
+    return len(sequences[group[0]].prompt_ids) + sum(_fed(sequences[i]) for i in group)
+
+
+def _fed(sequence: TokenSequence) -> int:
+    """Response tokens that go through the model: all but the last."""
+    return max(len(sequence.response_ids) - 1, 0)

@@ -65,12 +65,18 @@ class _LayerCache:
     keys: Tensor
     values: Tensor
 
-    def keep(self, rows: Tensor, prompts: Tensor | None) -> _LayerCache:
-        """Only these rows, and these prompts (None: all)."""
-        shared = (self.prompt_keys, self.prompt_values)
+    def keep(self, rows: Tensor, prompts: Tensor | None, sampled: int) -> None:
+        """Keep only these rows with the tokens sampled so far, and these prompts (None: all)."""
         if prompts is not None:
-            shared = (shared[0][prompts], shared[1][prompts])
-        return _LayerCache(*shared, self.keys[rows], self.values[rows])
+            self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+        self.keys, self.values = _kept(self.keys, rows, sampled), _kept(self.values, rows, sampled)
+
+
+def _kept(cache: Tensor, rows: Tensor, sampled: int) -> Tensor:
+    """Some rows of a cache; what is not written yet is not read, so that it takes no memory."""
+    kept = cache.new_empty(len(rows), *cache.shape[1:])
+    kept[:, :, :sampled] = cache[rows, :, :sampled]
+    return kept
 
 
 class StageDecoder:
@@ -151,7 +157,8 @@ class StageDecoder:
         """Keep only these rows, ascending."""
         used, owners = torch.unique(self.owners[rows], return_inverse=True)
         gone = len(used) < len(self.lengths)
-        self.caches = [cache.keep(rows, used if gone else None) for cache in self.caches]
+        for cache in self.caches:
+            cache.keep(rows, used if gone else None, self.sampled)
         self.lengths, self.owners = self.lengths[used], owners
         self.padding = None if self.padding is None else self.padding[used]
         self.groups = _Groups.of(owners, len(used))

@@ -100,14 +100,14 @@ def optimise(
 ) -> list[UpdateResult]:
     """One optimizer update per `update_size` samples, in order; every rank passes all samples.
 
-    Each data-parallel rank works on every dp-th sample of an update. With a single update the policy that is
-    differentiated is the one that sampled, so old log-probs are its own, detached; with several they are
-    computed once before the first.
+    Each data-parallel rank works on every dp-th group of an update, or on every dp-th sample where groups do not
+    come out even. With a single update the policy that is differentiated is the one that sampled, so old
+    log-probs are its own, detached; with several they are computed once before the first.
     """
     size = objective.update_size
     slices = [range(start, min(start + size, len(samples))) for start in range(0, len(samples), size)]
     dp, dp_rank = policy.layout.dp, policy.layout.dp_rank
-    shares = [list(part)[dp_rank::dp] for part in slices]
+    shares = [_share(part, objective.group_size, dp=dp, dp_rank=dp_rank) for part in slices]
     mine = [index for share in shares for index in share]
     with clock.phase("logprobs_s"):
         values = _token_fields(
@@ -124,6 +124,13 @@ def optimise(
         with clock.phase("update_s"):
             results.append(policy.update(sequences, _loss_fn(objective.loss, totals), lr=lr))
     return results
+
+
+def _share(part: range, group_size: int, *, dp: int, dp_rank: int) -> list[int]:
+    """The samples of one data-parallel rank: whole groups if every rank gets as many, since they share a prompt."""
+    if part.start % group_size == 0 and len(part) % (group_size * dp) == 0:
+        return [index for index in part if index // group_size % dp == dp_rank]
+    return list(part)[dp_rank::dp]
 
 
 def _token_fields(

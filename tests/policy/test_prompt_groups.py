@@ -54,8 +54,24 @@ def test_laid_out_by_hand() -> None:
     )
 
 
+def test_a_response_of_no_tokens_keeps_its_prompt() -> None:
+    rows = [TokenSequence([5, 6], []), TokenSequence([5, 6], [7, 8]), TokenSequence([4], [])]
+    micro = pack_groups(rows, [0, 1, 2], device=CPU)
+    assert micro.tokens.tolist() == [5, 6, 7, 4]
+    assert micro.positions.tolist() == [1, 2]
+    assert micro.targets.tolist() == [7, 8]
+    assert micro.lengths == [0, 2, 0]
+    assert micro.attention.groups == (PromptGroup(0, 2, (0, 1)), PromptGroup(3, 1, (0,)))
+
+
+def test_a_group_that_is_too_large_is_cut_into_large_parts() -> None:
+    rows = [TokenSequence([1, 2], [9] * length) for length in (3, 9, 5, 4, 8)]
+    # of 14 tokens 12 are left beside the prompt; fed are 2, 8, 4, 3 and 7
+    assert assign_groups(rows, max_tokens=14) == [[1, 2], [4, 3, 0]]
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=25),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=25),
     st.integers(4, 40),
     st.one_of(st.none(), st.integers(1, 6)),
 )
