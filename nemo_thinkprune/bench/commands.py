@@ -28,7 +28,6 @@ from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.rounds.commands import EngineChoice
 from nemo_thinkprune.rounds.length_reward_formula import length_reward_formula
-from nemo_thinkprune.training.disk import disk_errors
 from nemo_thinkprune.training.stopping import stop_signals
 
 Say = Callable[[str], None]
@@ -53,7 +52,8 @@ def bench(
     """Measure real steps of a recipe; 0, or 1 when a number cannot be true.
 
     Raises:
-        UserError: a recipe that the engine cannot run, or a place that holds a benchmark already.
+        UserError: a recipe that the engine cannot run, a place that holds a benchmark already, or one that cannot
+            be written to; the table was said then.
         JobFailed: a rank died or hung.
         JobStopped: SIGTERM or SIGUSR1 came; nothing is left.
     """
@@ -66,9 +66,11 @@ def bench(
     with stop_signals():  # one that comes when the steps are done must not end what is left to write
         result = measured(recipe_name(recipe), plan, folder, peak_tflops=peak_tflops)
         text = result_table(result)
-        files = {PICTURE_FILE: picture(result), TABLE_FILE: text + "\n", RESULT_FILE: result.to_json()}
-        write_files(folder, files)
-    say(text)
+        try:
+            say(text)  # first: a full disk must not take the numbers with it, nor a closed pipe the files
+        finally:
+            files = {PICTURE_FILE: picture(result), TABLE_FILE: text + "\n", RESULT_FILE: result.to_json()}
+            write_files(folder, files)
     say(f"\nNumbers:  {folder / RESULT_FILE}\nPicture:  {folder / PICTURE_FILE}")
     say(f"Next:     thinkprune bench compare {folder / RESULT_FILE} OTHER/{RESULT_FILE}")
     return WRONG if result.errors else 0
@@ -218,18 +220,26 @@ def notes(plan: Plan) -> list[str]:
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
-    """Write the files of a result, the JSON last; all of them or none."""
+    """Write the files of a result, the JSON last; all of them or none.
+
+    Raises:
+        UserError: One cannot be written, for want of room or otherwise.
+    """
     written = []
     try:
         for name, text in files.items():
             written.append(folder / name)
-            with disk_errors(folder / name):
-                write_atomic(folder / name, text)
-    except BaseException:
+            write_atomic(folder / name, text)
+    except BaseException as error:
         for path in written:
             with contextlib.suppress(OSError):
                 path.unlink()
-        raise
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"cannot write {written[-1]} ({error.strerror or error}), so that {', '.join(files)} are not kept: the "
+            "table is all there is of this measurement; make room or give another --out, and measure again"
+        ) from error
 
 
 def compare(first: Path, second: Path, *, say: Say) -> None:

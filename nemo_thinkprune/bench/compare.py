@@ -11,7 +11,15 @@ from typing import Any
 from nemo_thinkprune.bench.phases import LABELS, PARTS, ROLLOUT, ROLLOUT_AND_SCORING, UPDATE
 from nemo_thinkprune.bench.result import Machine, MeasuredStep, PhaseUse, Result
 from nemo_thinkprune.bench.spread import FEWEST, Ratio, paired_ratio, ratio_of_medians, spread
-from nemo_thinkprune.bench.summary import GENERATED, RATES, STEP_TOKENS, TRAINED, devices_of, use_of_step
+from nemo_thinkprune.bench.summary import (
+    GENERATED,
+    RATES,
+    STEP,
+    STEP_TOKENS,
+    TRAINED,
+    devices_of,
+    use_of_step,
+)
 from nemo_thinkprune.bench.table import WIDTH, seconds
 from nemo_thinkprune.recipe.errors import UserError
 from nemo_thinkprune.reporting.table import DASH, render
@@ -37,8 +45,10 @@ def comparison(a: Result, b: Result) -> str:
     rows = [
         row for name, take in _quantities(a, b) if (row := _row(name, take, a, b, paired=paired)) is not None
     ]
+    tested = sum(row[-1] in (_WORDS[True], _WORDS[False]) for row in rows)
+    rows += [*_mfu_rows(a, b), *_memory_row(a, b)]
     head = ("B / A", "A median", "B median", "ratio", "95% interval", "")
-    return "\n\n".join([_title(a, b), render(head, rows), _remarks(a, b, paired=paired)])
+    return "\n\n".join([_title(a, b), render(head, rows), _remarks(a, b, paired=paired, tested=tested)])
 
 
 def refuse_other_work(a: Result, b: Result) -> None:
@@ -178,6 +188,29 @@ def _row(
     return (name, form(medians[0]), form(medians[1]), f"{ratio.value:.3f}", _interval(ratio), verdict(ratio))
 
 
+def _mfu_rows(a: Result, b: Result) -> Iterator[tuple[str, ...]]:
+    """MFU of phases and step: without interval, since the peak it goes by is one number of each benchmark."""
+    peaks = [r.peak.flops_per_s for r in (a, b)]
+    text = " and ".join(f"{(peak or 0) / 1e12:.3g}" for peak in peaks)
+    note = "" if peaks[0] == peaks[1] else f"peaks {text} TFLOP/s"
+    one, other = ({**r.summary.phases, STEP: r.summary.step} for r in (a, b))
+    for name in (*LABELS, STEP):
+        uses = [phases[name].mfu for phases in (one, other) if name in phases]
+        medians = [use.median for use in uses if use is not None]
+        if len(medians) == 2:
+            shown = [f"{100 * median:.1f}%" for median in medians]
+            yield (f"{LABELS.get(name, name)}, MFU", *shown, f"{medians[1] / medians[0]:.3f}", DASH, note)
+
+
+def _memory_row(a: Result, b: Result) -> list[tuple[str, ...]]:
+    """The most memory that any rank held in any step: a number each and no sample, so a ratio without interval."""
+    one, other = (r.summary.step.peak_bytes_max for r in (a, b))
+    if not one or not other:
+        return []
+    shown = [f"{value / 2**20:,.0f}" for value in (one, other)]
+    return [("peak memory of a rank, MiB", *shown, f"{other / one:.3f}", DASH, "the most of all steps")]
+
+
 def _interval(ratio: Ratio) -> str:
     return DASH if ratio.low is None or ratio.high is None else f"{ratio.low:.3f} .. {ratio.high:.3f}"
 
@@ -194,14 +227,16 @@ def _title(a: Result, b: Result) -> str:
     )
 
 
-def _remarks(a: Result, b: Result, *, paired: bool) -> str:
+def _remarks(a: Result, b: Result, *, paired: bool, tested: int) -> str:
     how = (
         "Ratios are medians of B / A step by step, as both did the very same steps (equal lengths)."
         if paired
         else "Ratios are those of the medians: lengths differ a little between A and B, or their numbers of steps do."
     )
     lines = [
-        f"{how} Intervals: percentile bootstrap over steps. Below 1 B takes less time; above 1 a rate of B is higher.",
+        f"{how} Intervals: percentile bootstrap over steps. Below 1 B takes less time; above 1 a rate or MFU of B is "
+        "higher.",
+        *_by_chance(tested),
         "Where other programs share the machine, CPU s says more than s.",
         *_listed("What differs in how it was done", _differences(a.conditions, b.conditions)),
         *_listed("WARNING, the machine or its software differs", _machine(a.machine, b.machine)),
@@ -213,6 +248,15 @@ def _remarks(a: Result, b: Result, *, paired: bool) -> str:
     for name, result in (("A", a), ("B", b)):
         lines += [f"ERROR in the measurement of {name}: {error}" for error in result.errors]
     return "\n".join(_filled(line) for line in lines)
+
+
+def _by_chance(tested: int) -> list[str]:
+    """How many rows of equal things "differ": each is tested by itself."""
+    if not tested:
+        return []
+    return [
+        f'{tested} rows, each tested at 95%: of equal things one in 20 "differs"; measure a lone one again.'
+    ]
 
 
 def _listed(title: str, lines: Iterator[str]) -> list[str]:

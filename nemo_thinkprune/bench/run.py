@@ -77,7 +77,7 @@ class Records:
 def run_steps(plan: Plan, out: Path) -> Records:
     """Run the warm-up and the measured steps in a folder inside `out` that is removed, however it ends.
 
-    Only when a rank failed its logs stay there.
+    Only when a rank failed its logs stay there, until the next benchmark in `out`.
 
     Raises:
         UserError: as `training.start.train`.
@@ -165,28 +165,37 @@ def run_folder(out: Path) -> Iterator[Path]:
     try:
         yield folder
     except JobFailed:
-        _remove_but_logs(folder)
+        _remove_but(folder, LOGS, LOCK_FILE)  # the message names logs
         raise
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         _remove_empty(new)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
 
 
 def _remove_left(out: Path) -> None:
-    """Remove run folders that no process holds the lock of."""
+    """Remove run folders that no process holds the lock of, and empty ones: of a process killed before its lock."""
     for folder in out.glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError), open(folder / LOCK_FILE, "rb") as lock:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # one that another benchmark has just made is made again with its lock
+        with contextlib.suppress(OSError), open(folder / LOCK_FILE, "r+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
-def _remove_but_logs(folder: Path) -> None:
+def _remove(folder: Path) -> None:
+    """Remove a run folder, its lock file last: what a kill leaves of it can be removed by the next."""
+    with contextlib.suppress(OSError):
+        _remove_but(folder, LOCK_FILE)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_but(folder: Path, *kept: str) -> None:
     for item in folder.iterdir():
-        if item.name == LOGS:
+        if item.name in kept:
             continue
-        if item.is_dir():
+        if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item, ignore_errors=True)
         else:
             item.unlink(missing_ok=True)

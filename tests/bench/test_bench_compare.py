@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.made_benchmarks import CONDITIONS, MACHINE, MODEL, result, step, use
+from support.made_benchmarks import CONDITIONS, MACHINE, MIB, MODEL, result, step, use
 
 from nemo_thinkprune.bench.compare import comparison
 from nemo_thinkprune.bench.phases import (
@@ -21,6 +21,7 @@ from nemo_thinkprune.bench.phases import (
     UPDATE,
 )
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.reporting.table import DASH
 
 STEPS = [step(n, scale=s) for n, s in ((2, 1.0), (3, 1.1), (4, 0.9), (5, 1.05), (6, 0.95))]
 
@@ -49,6 +50,25 @@ def test_twice_as_slow_is_twice_as_slow() -> None:
     assert line(text, "update, s") == ["4.00", "8.00", "2.000", "2.000 .. 2.000", "differs"]
     assert line(text, "generated tokens/s/device")[:3] == ["20.0", "10.0", "0.500"]
     assert line(text, "rollout, CPU s")[:3] == ["8.00", "16.0", "2.000"]
+
+
+def test_memory_and_mfu_are_ratios_without_interval() -> None:
+    hungry = [replace(one, phases={**one.phases, UPDATE: use(4.0, peak=600 * MIB)}) for one in STEPS]
+    hungry = [replace(one, seconds=sum(p.seconds for p in one.phases.values())) for one in hungry]
+    text = comparison(result(STEPS), result(hungry, peak=2000.0))
+    assert line(text, "peak memory of a rank, MiB") == ["300", "600", "2.000", DASH, "the most of all steps"]
+    # 3200 FLOPs in 4 s on two devices of 1,000 and 2,000 FLOP/s
+    assert line(text, "update, MFU") == ["40.0%", "20.0%", "0.500", DASH, "peaks 1e-09 and 2e-09 TFLOP/s"]
+    assert line(text, "step, MFU")[:2] == ["25.0%", "12.5%"] and "scoring, MFU" not in text
+    without = comparison(result(STEPS), result(STEPS, peak=None))
+    assert "MFU" not in "".join(row for row in without.splitlines() if row.startswith(("step", "update")))
+
+
+def test_how_many_rows_are_tested_is_said() -> None:
+    text = comparison(result(STEPS), result(STEPS))
+    tested = sum("no difference" in row for row in text.splitlines())
+    assert f'{tested} rows, each tested at 95%: of equal things one in 20 "differs"' in text and tested > 10
+    assert "each tested" not in comparison(result(STEPS[:2]), result(STEPS[:2]))
 
 
 def test_other_lengths_are_not_paired() -> None:

@@ -72,6 +72,14 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     picture(made), result_table(made)
 
 
+def test_other_words_for_people_are_no_change(tmp_path: Path) -> None:
+    data = json.loads(result([step(2)], peak=450.0).to_json())
+    data["summary"]["rates"][TRAINED] |= {"tokens": "as it was called", "seconds": "an earlier wording"}
+    data["errors"] = [f"put otherwise: {error}" for error in data["errors"]]
+    assert len(data["errors"]) == 2
+    assert result_from(json.dumps(data)).summary.rates[TRAINED].tokens == "as it was called"
+
+
 def _set(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
         *parents, last = path
@@ -98,6 +106,7 @@ CHANGES = {
     "other peak": (_set("peak", "flops_per_s", value=1e6), "does not follow"),
     "no peak": (_set("peak", "flops_per_s", value=0.0), "nothing follows"),
     "no devices": (_set("conditions", "devices", value=0), "nothing follows"),
+    "other rate": (_set("summary", "rates", TRAINED, "devices", value=1), "devices does not follow"),
     "hidden error": (_set("errors", value=["no"]), "errors do not follow"),
     "unknown key": (_rename, "did you mean limit?"),
     "missing key": (_drop, "machine is missing"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import made_benchmarks
 from support.made_benchmarks import tiny_overrides
 
 from nemo_thinkprune.bench import commands
 from nemo_thinkprune.bench.phases import OLD, OTHER, RECORDS, REFERENCE, REFIT, ROLLOUT, SCORING, UPDATE
 from nemo_thinkprune.bench.result import read_result
 from nemo_thinkprune.bench.run import Records, run_folder, run_steps
+from nemo_thinkprune.bench.table import result_table
 from nemo_thinkprune.data.tokenizer import load_tokenizer
 from nemo_thinkprune.recipe.errors import UserError
+from nemo_thinkprune.training.attempts import run_lock
 from nemo_thinkprune.training.process_tree import session_members
 from nemo_thinkprune.training.supervisor import JobFailed
 from nemo_thinkprune.training.watch import Failure, FailureKind
@@ -155,6 +160,7 @@ def _workers(out: Path, process: subprocess.Popen[str], sign: str) -> list[int]:
 
 
 def test_what_a_killed_benchmark_left_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".run_before_its_lock").mkdir()
     left, running = tmp_path / ".run_left", tmp_path / ".run_running"
     for folder in (left, running):
         (folder / "checkpoints").mkdir(parents=True)
@@ -166,14 +172,36 @@ def test_what_a_killed_benchmark_left_goes_with_the_next(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [running]
 
 
-def test_the_logs_of_a_failed_rank_stay(tmp_path: Path) -> None:
+def test_the_logs_of_a_failed_rank_stay_until_the_next_benchmark(tmp_path: Path) -> None:
     failure = Failure(FailureKind.EXITED, 0, "rank 0 ended")
-    with pytest.raises(JobFailed), run_folder(tmp_path / "out") as folder:
+    with pytest.raises(JobFailed), run_folder(tmp_path / "out") as folder, run_lock(folder):
         (folder / "logs" / "attempt_1").mkdir(parents=True)
         (folder / "checkpoints").mkdir()
         (folder / "metrics.jsonl").touch()
         raise JobFailed(failure, log=folder / "logs", report=folder / "logs")
-    assert [path.name for path in folder.iterdir()] == ["logs"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "logs"]
+    with run_folder(tmp_path / "out"):
+        assert not folder.exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_run_folder_of_which_a_kill_left_a_part_keeps_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    left = tmp_path / ".run_left"
+    (left / "logs").mkdir(parents=True)
+    for name in (".lock", "a", "z"):
+        (left / name).touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        with run_folder(tmp_path):
+            pass
+    assert (left / ".lock").exists()
+    with run_folder(tmp_path):
+        assert not left.exists()
 
 
 def test_fixed_lengths_are_refused_where_vllm_would_not_keep_them(
@@ -195,6 +223,32 @@ def test_results_do_not_overwrite_each_other(tmp_path: Path, monkeypatch: pytest
 
 def test_all_files_are_written_or_none(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()  # a folder in the way
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=r"cannot write .*/b \(Is a directory\)"):
         commands.write_files(tmp_path, {"a": "first", "b": "second", "c": "third"})
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_full_disk_leaves_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_benchmarks.result([made_benchmarks.step(1)])
+    monkeypatch.setattr(commands, "measured", lambda *_, **__: made)
+    said: list[str] = []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"bench\.svg \(File too large\).* are not kept.*measure again"):
+            measure([], tmp_path, say=said.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said == [result_table(made)] and list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_leaves_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_benchmarks.result([made_benchmarks.step(1)])
+    monkeypatch.setattr(commands, "measured", lambda *_, **__: made)
+
+    def closed(text: str) -> None:
+        raise BrokenPipeError(text)
+
+    with pytest.raises(BrokenPipeError):
+        measure([], tmp_path, say=closed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.svg", "bench.txt"]
