@@ -22,6 +22,10 @@ DESCRIPTION_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "READM
 WEIGHT_FILES = ["*.safetensors"]
 
 
+class NoModel(UserError):
+    """A name that is neither a folder nor a hub id."""
+
+
 def find_model(model: str, *, weights: bool = True) -> ModelSource:
     """What `recipe.model_source.locate` finds, with a hub model downloaded and a checkpoint verified.
 
@@ -45,7 +49,12 @@ def starting_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:
     Raises:
         UserError: as `find_model`, or there are no such weights.
     """
-    source = find_model(recipe.policy.model_name, weights=weights)
+    try:
+        source = find_model(recipe.policy.model_name, weights=weights)
+    except NoModel as error:
+        made = "run `thinkprune quickstart`, then this in runs/quickstart with policy.model_name=warmup/model, or "
+        hint = made if recipe.thinkprune.warmup is not None else ""
+        raise UserError(f"{error}: {hint}pass policy.model_name=FOLDER") from None
     pretrained = recipe.policy.pretrained_checkpoint
     if pretrained is None:
         return source
@@ -119,7 +128,7 @@ def refuse_damaged(step: Path) -> None:
 def _download(model: str, *, weights: bool) -> Path:
     """The folder of a hub model, downloaded once and cached; without `weights` its small files alone."""
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {model}, and it is not a hub id such as Qwen/QwQ-32B")
+        raise NoModel(f"there is no folder {model}, and it is not a hub id such as Qwen/QwQ-32B")
     from huggingface_hub import snapshot_download
 
     patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else [])]

@@ -4,7 +4,7 @@ import pytest
 
 from nemo_thinkprune.data.tiny_model import model_config
 from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.load import recipe_from_dict, with_values
+from nemo_thinkprune.recipe.load import load_recipe, recipe_from_dict, with_values
 from nemo_thinkprune.recipe.model_source import locate
 from nemo_thinkprune.rounds.evaluate import evaluate_model
 from nemo_thinkprune.training import models
@@ -69,6 +69,10 @@ def test_a_checkpoint_of_nemo_rl_points_to_its_model(tmp_path, hf_folder):
 def test_what_cannot_be_used_is_said_with_what_to_give_instead(tmp_path, hf_folder):
     with pytest.raises(UserError, match="no folder"):
         find_model(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"no folder .*: pass policy\.model_name=FOLDER"):
+        starting_model(recipe_of(tmp_path / "nothing"))
+    with pytest.raises(UserError, match=r"no folder model, .*: run `thinkprune quickstart`, then this in"):
+        starting_model(load_recipe("quickstart"))
     with pytest.raises(UserError, match=r"has no config\.json and no policy/weights"):
         find_model(str(tmp_path))
     step = make_checkpoint(tmp_path, config={"policy": {"model_name": str(tmp_path / "gone")}})
