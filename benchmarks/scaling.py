@@ -20,10 +20,11 @@ again: the same command goes on where it was stopped, and with other settings it
 The expected time is the first point's, scaled by the model FLOPs of what was really sampled and trained
 (nemo_thinkprune/costs/flops.py): grouped-query and causal attention, no padding. Where a step is not bound by products
 (a token at a time for few rows reads all weights for little arithmetic), measured growth is below it; that is the
-finding, not an error. For ranks, "1 / ranks" is the ideal, and the cores' line is what as many ranks can gain on this
-machine: no rank runs faster than one alone, and no more of them run at once than there are cores. A pipeline gains
-nothing while it decodes, since a token passes one stage after the other, and its stages wait for each other in the
-update; TP sums over ranks in every layer.
+finding, not an error. Expected slopes on the logarithmic axes: 1 over responses, about 1 over their tokens (a prompt
+that does not grow takes from it, attention to all tokens before adds to it). For ranks, "1 / ranks" is the ideal, and
+the cores' line is what as many ranks can gain on this machine: no rank runs faster than one alone, and no more of
+them run at once than there are cores. A pipeline gains nothing while it decodes, since a token passes one stage after
+the other, and its stages wait for each other in the update; TP sums over ranks in every layer.
 
 Writes the picture and a table (also as scaling.txt) and prints the table. Needs a machine that does nothing else.
 """
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -199,7 +201,29 @@ def table(measured: Sequence[Measured]) -> str:
         f"{_cores()} cores usable; medians of {' or '.join(map(str, sorted(steps)))} steps. Expected: the sweep's "
         "first point, scaled by model FLOPs; for ranks divided by those that the cores let run at once."
     )
-    return f"{render(head, rows)}\n{about}"
+    return "\n".join([render(head, rows), about, *slopes(measured)])
+
+
+def slopes(measured: Sequence[Measured]) -> list[str]:
+    """By how much seconds grow with the work, from the first point of a sweep to its last: expected and measured.
+
+    A slope of 1 is in proportion, of 2 as the square: log of the seconds' ratio over log of the sizes' ratio.
+    """
+    lines = []
+    for sweep, size in (("lengths", "tokens in a response"), ("batch", "responses in a step")):
+        mine = [one for one in measured if one.point.sweep == sweep]
+        if len(mine) < 2:
+            continue
+        first, last = mine[0], mine[-1]
+        scale, before = math.log(last.point.x / first.point.x), statistics.median(first.seconds())
+        expected = math.log(expected_seconds(last, first) / before) / scale
+        found = math.log(statistics.median(last.seconds()) / before) / scale
+        lines.append(
+            f"Slope over {size}: expected {expected:.2f} (that of model FLOPs), measured {found:.2f}."
+        )
+    if any(one.point.sweep == "ranks" for one in measured):
+        lines.append("Slope over ranks: expected -1 up to the number of cores, then 0.")
+    return lines
 
 
 def expected_seconds(one: Measured, first: Measured, *phases: str, cores: int | None = None) -> float:

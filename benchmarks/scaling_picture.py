@@ -13,6 +13,7 @@ WIDTH, HEIGHT, GAP = 300.0, 300.0, 16.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 64.0, 42.0
 EXPECTED, BOUND = svg.DASHES[1], svg.DASHES[2]
 BOUND_COLOUR = 3
+BESIDE = (0.0, -8.0, 8.0)  # where step, rollout and update of a named place stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,9 @@ def _lines(panel: Panel, x: svg.Scale, y: svg.Scale) -> Iterator[str]:
         for (at, middle), place, value in zip(measured, panel.places, medians, strict=True):
             steps = place.seconds[name]
             low, high = (y(math.log10(edge(steps))) for edge in (min, max))
-            yield svg.line(at, low, at, high, css="error", colour=colour)
-            yield svg.marker(at, middle, colour=colour, label=f"{place.name}, {name}: {value:.3g} s")
+            beside = at + BESIDE[colour] if panel.named else at
+            yield svg.line(beside, low, beside, high, css="error", colour=colour)
+            yield svg.marker(beside, middle, colour=colour, label=f"{place.name}, {name}: {value:.3g} s")
     bound = [
         (_across(panel, index, x), y(math.log10(place.bound)))
         for index, place in enumerate(panel.places)
