@@ -43,7 +43,7 @@ policy:
   precision: float32
   max_grad_norm: 1.0
   generation_batch_size: {work.PROMPTS * work.SAMPLES}
-  sequence_packing: {{train_mb_tokens: {2 * (work.PROMPT_TOKENS + work.SAMPLES * work.RESPONSE_TOKENS)}}}
+  sequence_packing: {{train_mb_tokens: {work.PROMPT_TOKENS + work.SAMPLES * work.RESPONSE_TOKENS}}}
   megatron_cfg:
     optimizer:
       lr: {work.LEARNING_RATE}
