@@ -1,13 +1,14 @@
 """The memory plan of the local engine against the kernel's own count: real steps of random models, phase by phase.
 
-    python benchmarks/memory_truth.py --out results/memory_truth [--only NAME ...] [--again] [--as-it-comes]
+    python benchmarks/memory_truth.py --out results/memory_truth [--only NAME ...] [--modes MODE ...] [--again]
 
-Writes results.json, table.txt and memory_truth.svg into the folder.  Runs that results.json already has are not
-repeated without --again, but compared with the plan as it is now.
+Prints what stands in docs/performance.md as Markdown (also memory_truth.md of the folder), and on stderr how long each
+run took.  Of each mode the folder gets the measurements (MODE.json) and a picture (MODE.svg).  Runs that MODE.json
+already has are not repeated without --again, but compared with the plan as it is now.
 
-How much of what was freed glibc's allocator keeps depends on the order of all that was allocated: it is told to give
-every block of 128 KiB and more back at once (MALLOC_MMAP_THRESHOLD_), and is compared with the plan without the part
-that names it.  With --as-it-comes it is left alone, as users run it, and compared with the whole plan.
+as_it_comes: as users run it, compared with the whole plan.  How much of what was freed glibc's allocator keeps depends
+on the order of all that was allocated.  given_back: it is told to give every block of 128 KiB and more back at once
+(MALLOC_MMAP_THRESHOLD_), and compared with the plan without the part that names what it keeps.
 
 Each rank is a process of its own (benchmarks/memory_rank.py); the scoring pool is replaced, so that no other process
 is counted.
@@ -22,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,17 +35,23 @@ from checkpoints_tools.hf_config import config_from_dict
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.random_init import random_hf_init
 from nemo_thinkprune.costs.parts import PhaseMemory
-from nemo_thinkprune.costs.resident import KEPT, resident_phases
-from nemo_thinkprune.costs.shards import model_parameters
+from nemo_thinkprune.costs.resident import BASE, KEPT, resident_phases
 from nemo_thinkprune.data.tiny_model import build_tokenizer, model_config
 from nemo_thinkprune.recipe.files import write_atomic
 from nemo_thinkprune.recipe.load import load_recipe
-from nemo_thinkprune.reporting.table import render
 
 MIB = 2**20
 PHASES = ("load", "generate", "log-probs", "forward/backward", "optimizer", "save")
 TIMEOUT_S = 900.0
-GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+AS_IT_COMES, GIVEN_BACK = "as_it_comes", "given_back"
+ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    AS_IT_COMES: {},
+    GIVEN_BACK: {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)},
+}
+TITLES = {
+    AS_IT_COMES: "As it comes: the allocator left alone, as users run it, against the whole plan",
+    GIVEN_BACK: f'Freed blocks given back at once, against the plan without its part "{KEPT}"',
+}
 
 RECIPE = """
 grpo: {num_prompts_per_step: 4, num_generations_per_prompt: 2, seed: 0}
@@ -85,7 +93,7 @@ SMALL, MIDDLE = _shape(512, 8, 1408), _shape(1024, 8, 2816)
 LARGE, LARGEST = _shape(1536, 8, 4096), _shape(2048, 8, 5632)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Case:
     """One run: a model's shape, ranks and overrides of the recipe."""
 
@@ -120,39 +128,52 @@ CASES = (
 )
 
 
+Ranks = Sequence[Mapping[str, Mapping[str, int]]]
+"""What the ranks of a run said: of each phase, kernel counters in bytes."""
+
+
 def main() -> None:
     """Run what is asked for, compare, write."""
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    kept = args.as_it_comes
-    file = args.out / ("results_as_it_comes.json" if kept else "results.json")
+    text: list[str] = []
+    for mode in args.modes:
+        results = _results(args.out / f"{mode}.json", mode, only=args.only, again=args.again)
+        found = {
+            case: list(comparisons(case, results[case.name], mode)) for case in CASES if case.name in results
+        }
+        if found:
+            points = [one for of_case in found.values() for one in of_case]
+            write_atomic(args.out / f"{mode}.svg", memory_figure.picture(points))
+            text += [*markdown(TITLES[mode], found), ""]
+    write_atomic(args.out / "memory_truth.md", "\n".join(text))
+    print("\n".join(text), end="")
+
+
+def _results(file: Path, mode: str, *, only: Sequence[str] | None, again: bool) -> dict[str, Any]:
+    """What `file` has, after the runs that are missing or wanted again; it is written after each."""
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for case in CASES:
-        if (args.only and case.name not in args.only) or (case.name in results and not args.again):
+        if (only and case.name not in only) or (case.name in results and not again):
             continue
-        results[case.name] = measured(case, given_back=not args.as_it_comes)
+        began = time.monotonic()
+        results[case.name] = measured(case, ENVIRONMENT[mode])
         write_atomic(file, json.dumps(results, indent=1) + "\n")
-        print(render(HEAD, list(rows(case, results[case.name], kept=kept))), flush=True)
-    known = [case for case in CASES if case.name in results]
-    table = [row for case in known for row in rows(case, results[case.name], kept=kept)]
-    text = "\n".join([render(HEAD, table), "", *summary(known, results, kept=kept)])
-    write_atomic(file.with_suffix(".txt"), text + "\n")
-    points = [point for case in known for point in comparisons(case, results[case.name], kept=kept)]
-    write_atomic(file.with_suffix(".svg"), memory_figure.picture(points))
-    print("\n".join(summary(known, results, kept=kept)))
+        print(f"{mode}: {case.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return results
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES])
+    parser.add_argument("--modes", nargs="+", choices=list(ENVIRONMENT), default=list(ENVIRONMENT))
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--as-it-comes", action="store_true")
     return parser.parse_args()
 
 
-def measured(case: Case, *, given_back: bool) -> list[dict[str, dict[str, int]]]:
-    """Run a case in a folder of its own; what each rank said.
+def measured(case: Case, allocator: Mapping[str, str]) -> list[dict[str, dict[str, int]]]:
+    """Run a case in a folder of its own, with these settings of the allocator; what each rank said.
 
     Raises:
         RuntimeError: A rank failed; the message ends with what it said.
@@ -162,7 +183,7 @@ def measured(case: Case, *, given_back: bool) -> list[dict[str, dict[str, int]]]
         random_hf_init(case.config, folder / "model", 0)
         build_tokenizer(folder / "model")
         (folder / "recipe.yaml").write_text(RECIPE)
-        _run(case, folder, GIVEN_BACK if given_back else {})
+        _run(case, folder, allocator)
         return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(case.ranks)]
     finally:
         shutil.rmtree(folder)
@@ -198,34 +219,38 @@ def _overrides(case: Case) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A phase of a rank: planned and measured bytes."""
+    """A phase of a rank: planned and measured bytes, and those of both that interpreter and libraries take."""
 
     case: str
     rank: int
     phase: str
     planned: int
     measured: int
+    base: int
 
     @property
     def ratio(self) -> float:
         """Plan / measurement."""
         return self.planned / self.measured
 
+    @property
+    def of_model(self) -> float:
+        """The same of what the model and its work take: without `base`."""
+        return (self.planned - self.base) / (self.measured - self.base)
 
-def comparisons(
-    case: Case, ranks: Sequence[Mapping[str, Mapping[str, int]]], *, kept: bool
-) -> Iterator[Comparison]:
-    """Every phase of every rank; ranks are counted tensor parallel first, then data, then stages.
 
-    `kept`: the plan with what the allocator keeps.
-    """
+def comparisons(case: Case, ranks: Ranks, mode: str) -> Iterator[Comparison]:
+    """Every phase of every rank; ranks are counted tensor parallel first, then data, then stages."""
     plan = planned(case)
     for number, said in enumerate(ranks):
         stage = number * len({one.stage for one in plan}) // case.ranks
         for one in plan:
             if one.stage == stage:
-                size = sum(part.bytes for part in one.parts if kept or part.name != KEPT)
-                yield Comparison(case.name, number, one.phase, size, said[one.phase]["VmHWM"])
+                parts = {p.name: p.bytes for p in one.parts if mode == AS_IT_COMES or p.name != KEPT}
+                measured_bytes = said[one.phase]["VmHWM"]
+                yield Comparison(
+                    case.name, number, one.phase, sum(parts.values()), measured_bytes, parts[BASE]
+                )
 
 
 def planned(case: Case) -> list[PhaseMemory]:
@@ -236,35 +261,30 @@ def planned(case: Case) -> list[PhaseMemory]:
         return list(resident_phases(load_recipe(file, _overrides(case)), case.config))
 
 
-HEAD = ("run and rank", "M parameters", *(f"{phase}" for phase in PHASES))
+def markdown(title: str, found: Mapping[Case, Sequence[Comparison]]) -> Iterator[str]:
+    """Headline and table of a mode; a row a run, of several ranks the one that is furthest off."""
+    points = [one for of_case in found.values() for one in of_case]
+    yield f"**{title}.** {headline([one.ratio for one in points])}."
+    yield f"Without interpreter and libraries, in brackets: {headline([one.of_model for one in points])}."
+    yield ""
+    head = ("run", "ranks", "most, MiB", *PHASES)
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    for case, of_case in found.items():
+        most = max(one.measured for one in of_case) / MIB
+        cells = (_cell([one for one in of_case if one.phase == phase]) for phase in PHASES)
+        yield f"| {case.name} | {case.ranks} | {most:,.0f} | {' | '.join(cells)} |"
 
 
-def rows(
-    case: Case, ranks: Sequence[Mapping[str, Mapping[str, int]]], *, kept: bool
-) -> Iterator[tuple[str, ...]]:
-    """A row a rank; a cell is plan / measured in MiB and their ratio."""
-    found = list(comparisons(case, ranks, kept=kept))
-    count = f"{model_parameters(case.config) / 1e6:.0f}"
-    for rank in range(case.ranks):
-        of_rank = {one.phase: one for one in found if one.rank == rank}
-        cells = (
-            f"{of_rank[p].planned / MIB:.0f} / {of_rank[p].measured / MIB:.0f} = {of_rank[p].ratio:.3f}"
-            for p in PHASES
-        )
-        yield (f"{case.name}, {rank}", count, *cells)
+def headline(ratios: Sequence[float]) -> str:
+    """How far plan / measured is off, over all phases of all ranks."""
+    near = sum(abs(ratio - 1) <= 0.1 for ratio in ratios)
+    return f"{near} of {len(ratios)} phases of ranks within 10%, plan / measured {min(ratios):.3f} to {max(ratios):.3f}"
 
 
-def summary(cases: Sequence[Case], results: Mapping[str, Any], *, kept: bool) -> Iterator[str]:
-    """How far the plan is off, by phase and over all."""
-    found = [one for case in cases for one in comparisons(case, results[case.name], kept=kept)]
-    for phase in PHASES:
-        ratios = [one.ratio for one in found if one.phase == phase]
-        if ratios:
-            yield f"{phase:<18} plan / measured {min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)} ranks"
-    off = [one for one in found if abs(one.ratio - 1) > 0.1]
-    yield f"{len(found) - len(off)} of {len(found)} within 10%"
-    for one in off:
-        yield f"  not: {one.case}, rank {one.rank}, {one.phase}: {one.ratio:.3f}"
+def _cell(ranks: Sequence[Comparison]) -> str:
+    furthest = max(ranks, key=lambda one: abs(one.ratio - 1))
+    return f"{furthest.ratio:.3f} ({furthest.of_model:.3f})"
 
 
 if __name__ == "__main__":

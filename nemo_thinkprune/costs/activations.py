@@ -58,11 +58,6 @@ class Shape:
         """Tokens of this rank between tensor-parallel regions: its part under sequence parallelism, else all."""
         return -(-self.tokens // self.split.tp) if self.split.sequence_parallel else self.tokens
 
-    @property
-    def hidden_rows(self) -> int:
-        """Tokens whose hidden states a stage hands on."""
-        return self.share
-
 
 def train_shape(recipe: Recipe, split: Split) -> Shape:
     """The largest micro-batch of the update."""

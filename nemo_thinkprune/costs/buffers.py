@@ -32,11 +32,14 @@ class Bucket:
     end: int
     spans: tuple[tuple[int, int], ...]
 
-    def owned(self, rank: int, shards: int) -> int:
-        """Parameter elements in the part of the bucket that data-parallel rank `rank` of `shards` updates."""
+    def owned(self, shards: int) -> list[int]:
+        """Parameter elements in the part of the bucket that each data-parallel rank of `shards` updates."""
         part = (self.end - self.start) // shards
-        first = self.start + rank * part
-        return sum(max(0, min(end, first + part) - max(start, first)) for start, end in self.spans)
+        counts = [0] * shards
+        for start, end in ((start - self.start, end - self.start) for start, end in self.spans):
+            for rank in range(start // part, min(shards, -(-end // part))) if part else ():
+                counts[rank] += min(end, (rank + 1) * part) - max(start, rank * part)
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,10 @@ class Buffer:
         """All of it, padding included."""
         return self.buckets[-1].end if self.buckets else 0
 
-    def owned(self, rank: int, shards: int) -> int:
-        """Parameter elements that data-parallel rank `rank` of `shards` updates."""
-        return sum(bucket.owned(rank, shards) for bucket in self.buckets)
+    def owned(self, shards: int) -> list[int]:
+        """Parameter elements that each data-parallel rank of `shards` updates."""
+        of_buckets = (bucket.owned(shards) for bucket in self.buckets)
+        return [sum(counts) for counts in zip(*of_buckets, strict=True)] or [0] * shards
 
 
 @dataclass(frozen=True, slots=True)

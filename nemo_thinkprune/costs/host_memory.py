@@ -45,7 +45,8 @@ def _nodes(recipe: Recipe) -> Iterator[list[int]]:
 def _node_phases(recipe: Recipe, model: ModelConfig, stages: list[int]) -> Iterator[PhaseMemory]:
     split = split_of(recipe)
     colocated = recipe.policy.generation.colocated.enabled
-    own = [held(recipe, model, split, stage) for stage in stages]
+    of_stage = {stage: held(recipe, model, split, stage) for stage in set(stages)}
+    own = [of_stage[stage] for stage in stages]
     weights = sum(one.weights for one in own)
     always = [Part("optimizer kept on the host", sum(one.offloaded for one in own))]
     if recipe.loss_fn.reference_policy_kl_penalty != 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from checkpoints_tools.model_config import ModelConfig
 from nemo_thinkprune.costs import assumed
+from nemo_thinkprune.costs.gpus import Gpu
 from nemo_thinkprune.costs.parts import Part
 from nemo_thinkprune.recipe.schema import Recipe
 
@@ -24,16 +25,19 @@ class Engine:
     """One GPU of a vLLM engine.
 
     `budget` is its share of the GPU, `cache_bytes` what is left for the cache (0 when nothing is), `token_bytes` a
-    token's key and value on this GPU, `blocks` of 16 tokens, `sequences` of the greatest length that fit at once.
+    token's key and value on this GPU, `blocks` of 16 tokens, `most_sequences` that vLLM runs at once, `sequences` of
+    the greatest length that do and fit. `running_source` says what `running` was computed with.
     """
 
     budget: int
     weights: int
     running: int
+    running_source: str
     graphs: int
     cache_bytes: int
     token_bytes: int
     blocks: int
+    most_sequences: int
     sequences: int
 
     @property
@@ -41,29 +45,25 @@ class Engine:
         """Tokens whose keys and values fit."""
         return self.blocks * BLOCK_TOKENS
 
-    @property
-    def short_bytes(self) -> int:
-        """Bytes that are missing to hold one sequence of the greatest length; 0 when it fits."""
-        least = self.weights + self.running + self.graphs
-        return max(0, least - self.budget) if not self.blocks else 0
-
     def parts(self) -> tuple[Part, ...]:
         """Its memory while it generates."""
         return (
             Part("vLLM weights", self.weights),
-            Part("vLLM activations", self.running, assumed.BATCHED_TOKENS_SOURCE),
+            Part("vLLM activations", self.running, self.running_source),
             Part("vLLM context and graphs", self.graphs, assumed.VLLM_CONTEXT_SOURCE),
             Part("KV cache", self.cache_bytes),
         )
 
 
-def engine_of(recipe: Recipe, model: ModelConfig, *, gpu_bytes: int) -> Engine:
+def engine_of(recipe: Recipe, model: ModelConfig, *, gpu: Gpu) -> Engine:
     """One GPU of the engine that `policy.generation` describes; of a pipelined engine, the fullest stage."""
     generation = recipe.policy.generation
     config = generation.vllm_cfg
-    budget = int(gpu_bytes * config.gpu_memory_utilization)
+    budget = int(gpu.memory_bytes * config.gpu_memory_utilization)
     weights = weight_bytes(recipe, model)
-    running = running_bytes(recipe, model, gpu_bytes=gpu_bytes)
+    tokens, most = _given(recipe, "max_num_batched_tokens"), _given(recipe, "max_num_seqs")
+    rows = most or assumed.running_sequences(gpu)
+    running = running_bytes(recipe, model, tokens=tokens or assumed.batched_tokens(gpu), rows=rows)
     graphs = assumed.vllm_context_bytes(eager=config.enforce_eager, tp=config.tensor_parallel_size)
     token = token_bytes(recipe, model)
     fixed = generation.vllm_kwargs.get("kv_cache_memory_bytes")
@@ -74,12 +74,20 @@ def engine_of(recipe: Recipe, model: ModelConfig, *, gpu_bytes: int) -> Engine:
         budget=max(budget, weights + running + graphs + free if fixed else 0),
         weights=weights,
         running=running,
+        running_source=assumed.running_source(tokens=tokens, sequences=most, gpu=gpu),
         graphs=graphs,
         cache_bytes=blocks * BLOCK_TOKENS * token,
         token_bytes=token,
         blocks=blocks,
-        sequences=blocks // per_sequence,
+        most_sequences=rows,
+        sequences=min(rows, blocks // per_sequence),
     )
+
+
+def _given(recipe: Recipe, key: str) -> int | None:
+    """A whole number of policy.generation.vllm_kwargs; None where vLLM's default holds."""
+    value = recipe.policy.generation.vllm_kwargs.get(key)
+    return int(value) if value else None
 
 
 def token_bytes(recipe: Recipe, model: ModelConfig) -> int:
@@ -113,17 +121,20 @@ def weight_bytes(recipe: Recipe, model: ModelConfig) -> int:
     return layers * (matrices * width + small * wide) + (ends + hidden) * wide
 
 
-def running_bytes(recipe: Recipe, model: ModelConfig, *, gpu_bytes: int) -> int:
+def running_bytes(recipe: Recipe, model: ModelConfig, *, tokens: int, rows: int) -> int:
     """Peak of vLLM's profiling run: the widest point of a layer for all batched tokens, or the sampler's logits.
 
     The layer holds hidden states, residual and normed input, gate and up, and their product; the sampler makes
     logits, their float32 copy, log-probabilities and a sorted copy for every running sequence, over the whole
     vocabulary.
+
+    Args:
+        recipe: Gives the engine's tensor parallel size.
+        model: The architecture.
+        tokens: Of a forward pass at most (vLLM's max_num_batched_tokens).
+        rows: Sequences at once at most (its max_num_seqs).
     """
-    generation = recipe.policy.generation
-    config, more = generation.vllm_cfg, generation.vllm_kwargs
-    tokens = int(more.get("max_num_batched_tokens") or assumed.batched_tokens(gpu_bytes))
-    rows = int(more.get("max_num_seqs") or assumed.running_sequences(gpu_bytes))
-    layer = tokens * (3 * model.hidden_size + 3 * model.ffn // config.tensor_parallel_size) * 2
+    tp = recipe.policy.generation.vllm_cfg.tensor_parallel_size
+    layer = tokens * (3 * model.hidden_size + 3 * model.ffn // tp) * 2
     sampler = min(rows, tokens) * model.vocab_size * (2 + 3 * 4)
     return max(layer, sampler)

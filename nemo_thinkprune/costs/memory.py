@@ -28,6 +28,7 @@ from nemo_thinkprune.costs.activations import (
     train_shape,
     workspace_bytes,
 )
+from nemo_thinkprune.costs.gpus import Gpu
 from nemo_thinkprune.costs.kv_cache import Engine, engine_of
 from nemo_thinkprune.costs.logits import logprob_logits_bytes, train_logits_bytes
 from nemo_thinkprune.costs.parts import BYTES, GIB, Part, PhaseMemory, phase
@@ -75,7 +76,7 @@ def held(recipe: Recipe, model: ModelConfig, split: Split, pp_rank: int) -> Held
     )
 
 
-def gpu_phases(recipe: Recipe, model: ModelConfig, *, gpu_bytes: int) -> list[PhaseMemory]:
+def gpu_phases(recipe: Recipe, model: ModelConfig, *, gpu: Gpu) -> list[PhaseMemory]:
     """The peak of every phase on one GPU of every pipeline stage, in the order of PHASES.
 
     With GPUs set aside for generation, "generate" is one of those and all other phases one that trains.
@@ -84,10 +85,10 @@ def gpu_phases(recipe: Recipe, model: ModelConfig, *, gpu_bytes: int) -> list[Ph
         UserError: The split does not divide the ranks, the layers or the heads.
     """
     split = split_of(recipe)
-    engine = engine_of(recipe, model, gpu_bytes=gpu_bytes)
+    engine = engine_of(recipe, model, gpu=gpu)
     phases: list[PhaseMemory] = []
     for stage in range(split.pp):
-        phases += _stage_phases(recipe, model, split, stage, engine=engine, gpu_bytes=gpu_bytes)
+        phases += _stage_phases(recipe, model, split, stage, engine=engine, gpu_bytes=gpu.memory_bytes)
     return phases
 
 
@@ -149,7 +150,7 @@ def _refit_parts(recipe: Recipe, model: ModelConfig, own: Held, engine: Engine, 
             Part("optimizer", own.optimizer),
             Part("gradients", own.gradients),
             gathered,
-            Part("two broadcast buffers", 2 * max(one, gathered.bytes)),
+            Part("two broadcast buffers", 2 * max(one, gathered.bytes), assumed.BROADCAST_SOURCE),
         ]
     woken = Part("vLLM weights", engine.weights)
     given = recipe.policy.refit_buffer_size_gb
@@ -157,7 +158,8 @@ def _refit_parts(recipe: Recipe, model: ModelConfig, own: Held, engine: Engine, 
         return [gathered, woken, Part("refit buffer", int(given * GIB))]
     asleep = assumed.vllm_asleep_bytes(recipe.policy.generation.vllm_cfg.tensor_parallel_size)
     free = gpu_bytes - own.weights - own.stays - engine.weights - asleep - assumed.TRAINER_RESERVE_BYTES
-    return [gathered, woken, Part("refit buffer", int(max(0, free) * assumed.REFIT_FREE_SHARE))]
+    buffer = Part("refit buffer", int(max(0, free) * assumed.REFIT_FREE_SHARE), assumed.REFIT_SOURCE)
+    return [gathered, woken, buffer]
 
 
 def largest_tensor_bytes(recipe: Recipe, model: ModelConfig) -> int:

@@ -20,7 +20,7 @@ from math import prod
 
 from checkpoints_tools.model_config import ModelConfig
 from checkpoints_tools.weight_map import padded_vocab_size
-from checkpoints_tools.weight_map.names import OUTPUT
+from checkpoints_tools.weight_map.names import EMBEDDING, OUTPUT
 from nemo_thinkprune.costs.activations import Recompute, Shape
 from nemo_thinkprune.costs.local_activations import layer_bytes, layer_parts, stage_bytes
 from nemo_thinkprune.costs.local_batches import LocalBatch, largest_batch
@@ -38,7 +38,7 @@ BASE_SOURCE = (
     "measured without a model: Python 3.11, torch 2.13 for CPUs, megatron-core 0.16.1, transformers 5.8"
 )
 _LARGEST_HEAP_BLOCK = 32 * _MIB
-KEPT = "kept by the allocator"
+BASE, KEPT = "interpreter and libraries", "kept by the allocator"
 DEFAULT_CHUNK = 1024  # training/session.py: the local engine's own, where policy.logprob_chunk_size is null
 
 
@@ -148,7 +148,7 @@ def _always(rank: _Rank) -> list[Part]:
     state = rank.state
     reference = rank.recipe.loss_fn.reference_policy_kl_penalty != 0
     return [
-        Part("interpreter and libraries", BASE_BYTES[rank.recipe.policy.precision], BASE_SOURCE),
+        Part(BASE, BASE_BYTES[rank.recipe.policy.precision], BASE_SOURCE),
         Part("weights", state.weights),
         Part("gradients", state.gradients),
         Part("optimizer", state.optimizer),
@@ -173,7 +173,7 @@ def _load(rank: _Rank) -> list[Part]:
         ],
         [Part("weights", state.weights), Part("gradients", state.gradients), Part("master weights", master)],
     )
-    base = Part("interpreter and libraries", LOAD_BASE_BYTES, BASE_SOURCE)
+    base = Part(BASE, LOAD_BASE_BYTES, BASE_SOURCE)
     return [base, *max(moments, key=lambda parts: sum(part.bytes for part in parts))]
 
 
@@ -190,7 +190,13 @@ def mapped_bytes(model: ModelConfig, split: Split, stage: int) -> int:
 
 
 def _generate(rank: _Rank) -> list[_Made]:
-    """Caches, the linear layers' weights in oneDNN's order, and the widest point of the prompts' layers."""
+    """Caches, packed weights, logits, and the wider of the prompts' layers and of a cache that is cut.
+
+    Weights of the linear layers and of the output projection, tied or not, are copied in oneDNN's order
+    (rollout/stage_layers.py). Room for responses is resident as far as it is written, at the end `limit` tokens; a row
+    that ends just before leaves, layer by layer, old keys and values, new ones and a copy between them
+    (rollout/decoder.py, `_LayerCache.keep`).
+    """
     recipe, model, tp = rank.recipe, rank.model, rank.split.tp
     group = recipe.grpo.num_generations_per_prompt
     prompts = max(1, recipe.grpo.num_prompts_per_step // rank.split.dp)
@@ -205,11 +211,14 @@ def _generate(rank: _Rank) -> list[_Made]:
         for name, shape in shapes.items()
         if ("linear_" in name or name == OUTPUT) and len(shape) == 2
     ]
+    if rank.is_last and OUTPUT not in shapes:
+        linear.append(prod(shapes[EMBEDDING]) * rank.width)
     columns = padded_vocab_size(model.vocab_size, tp)
+    cut = _made("a layer's cache cut to fewer rows", *(3 * [token * (rows - 1) * limit]))
     return [
         _made("key-value cache", token * at_once * prompt, token * rows * limit, count=2 * layers),
         _made("weights packed for sampling", *linear),
-        _workspace(rank, at_once * prompt),
+        max(_workspace(rank, at_once * prompt), cut, key=lambda one: one.part.bytes),
         _made("logits", *(3 * [_FP32 * rows * columns] if rank.is_last else [])),
     ]
 

@@ -7,7 +7,7 @@ models/common/language_module (embedding, output layer, and the copy of a tied e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from checkpoints_tools.errors import CheckpointError
 from checkpoints_tools.model_config import ModelConfig
@@ -112,7 +112,7 @@ def stage_shapes(model: ModelConfig, split: Split, pp_rank: int) -> dict[str, In
     """
     padded = padded_vocab_size(model.vocab_size, split.tp)
     try:
-        return {t.name: local_shape(t, split.tp, padded) for t in _tensors(model, split, pp_rank)}
+        return _local_shapes(model, split, pp_rank, padded)
     except CheckpointError as error:
         raise UserError(str(error)) from None
 
@@ -202,23 +202,21 @@ def _check_tensor_split(model: ModelConfig, tp: int) -> None:
             )
 
 
-def _tensors(model: ModelConfig, split: Split, pp_rank: int) -> list[MegatronTensor]:
-    """The tensors of a stage, of the whole tensor parallel group."""
+def _local_shapes(model: ModelConfig, split: Split, pp_rank: int, padded: int) -> dict[str, Index]:
+    """What `stage_shapes` promises; `padded` rows of the vocabulary."""
     _check_tensor_split(model, split.tp)
     architecture = ARCHITECTURES.get(model.architecture)
     if architecture is None:
         raise UserError(f"architecture {model.architecture} is not supported; there is {supported()}")
     vocabulary = (model.vocab_size, model.hidden_size)
-    of_layer = sorted(
-        (piece.tensor for piece in architecture.layer(model)), key=lambda t: _ORDER.index(t.name)
-    )
-    tensors = []
-    if pp_rank == 0:
-        tensors.append(MegatronTensor(EMBEDDING, vocabulary, tp_axis=0, vocab=True))
+    rows = local_shape(MegatronTensor(EMBEDDING, vocabulary, tp_axis=0, vocab=True), split.tp, padded)
+    pieces = sorted((piece.tensor for piece in architecture.layer(model)), key=lambda t: _ORDER.index(t.name))
+    of_layer = {tensor.name: local_shape(tensor, split.tp, padded) for tensor in pieces}
+    shapes = {EMBEDDING: rows} if pp_rank == 0 else {}
     for layer in layers_of_stage(model, split, pp_rank):
-        tensors += [replace(tensor, name=f"decoder.layers.{layer}.{tensor.name}") for tensor in of_layer]
+        shapes |= {f"decoder.layers.{layer}.{name}": shape for name, shape in of_layer.items()}
     if pp_rank == split.pp - 1:
-        tensors.append(MegatronTensor(FINAL_NORM, (model.hidden_size,)))
+        shapes[FINAL_NORM] = (model.hidden_size,)
         if holds_output(model, split):
-            tensors.append(MegatronTensor(OUTPUT, vocabulary, tp_axis=0, vocab=True))
-    return tensors
+            shapes[OUTPUT] = rows
+    return shapes

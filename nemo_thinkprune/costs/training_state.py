@@ -103,7 +103,7 @@ def training_state(
     parameters = stage_parameters(model, split, pp_rank)
     buffer = stage_buffer(stage_shapes(model, split, pp_rank), model, split, pp_rank, reduction)
     shards = split.shards if reduction.distributed else 1
-    owned = max(buffer.owned(rank, shards) for rank in range(shards))
+    owned = max(buffer.owned(shards))
     return TrainingState(
         parameters=parameters,
         gradient_elements=buffer.elements,

@@ -57,6 +57,8 @@ def advise(plan: Plan, replan: Replan) -> Advice | None:
     Cheaper is what has the cheaper dearest part, then fewer parts: three changes that cost nothing come before one
     that doubles the nodes. Single changes and pairs are tried, three at once only when no pair fits. Every part is
     needed: what fits with fewer has been tried before.  A change that the recipe's own checks refuse is passed over.
+    In a group the dearer change saves more, so where the dearest of some groups do not fit together, nothing of these
+    groups is tried.
 
     Args:
         plan: The plan that does not fit.
@@ -65,21 +67,30 @@ def advise(plan: Plan, replan: Replan) -> Advice | None:
     if plan.fits:
         return None
     changes = list(candidates(plan))
+    dearest = {change.group: change for change in changes}
+    known: dict[frozenset[str], bool] = {}
+
+    def hopeless(groups: frozenset[str]) -> bool:
+        if groups not in known:
+            known[groups] = _too_little([one for name, one in dearest.items() if name in groups], replan)
+        return known[groups]
+
     for sizes in ((1, 2), (3,)):
-        if sizes == (3,) and _hopeless(changes, replan):
+        if sizes == (3,) and hopeless(frozenset(dearest)):
             break
-        groups = [group for size in sizes for group in combinations(changes, size) if _differ(group)]
-        for group in sorted(groups, key=_cost):
-            if (found := _try(group, replan)) is not None:
+        tried = [some for size in sizes for some in combinations(changes, size) if _differ(some)]
+        for some in sorted(tried, key=_cost):
+            if hopeless(frozenset(change.group for change in some)):
+                continue
+            if (found := _try(some, replan)) is not None:
                 return found
     return None
 
 
-def _hopeless(changes: Sequence[Change], replan: Replan) -> bool:
-    """Whether the dearest change of every group, all made together, still does not fit."""
-    dearest = {change.group: change for change in changes}
+def _too_little(changes: Sequence[Change], replan: Replan) -> bool:
+    """Whether a recipe that can run with these changes does not fit with them."""
     try:
-        return not replan([text for change in dearest.values() for text in change.overrides]).fits
+        return not replan([text for change in changes for text in change.overrides]).fits
     except UserError:
         return False
 

@@ -182,7 +182,7 @@ def rank_faults(rank: BuiltRank, expected: Expected) -> Iterator[str]:
             yield f"{name}: {built or 'nothing'} was built, {wanted or 'nothing'} expected"
     if list(rank.shapes) != list(expected.shapes):
         yield "its tensors stand in another order"
-    owned = expected.buffer.owned(rank.dp_rank % expected.shards, expected.shards)
+    owned = expected.buffer.owned(expected.shards)[rank.dp_rank % expected.shards]
     precision = expected.precision
     for what, built_count, wanted_count in (
         ("parameters", rank.parameters, expected.parameters),

@@ -21,7 +21,7 @@ from nemo_thinkprune.plan.plan import Plan, engine_for, make_plan
 from nemo_thinkprune.plan.time_table import TimePlan, time_rows, time_values
 from nemo_thinkprune.recipe.checks import check_recipe
 from nemo_thinkprune.recipe.errors import UserError
-from nemo_thinkprune.recipe.load import load_recipe
+from nemo_thinkprune.recipe.load import recipe_loader
 from nemo_thinkprune.recipe.schema import Recipe
 
 FITS, DOES_NOT_FIT = 0, 1
@@ -51,12 +51,13 @@ def plan(
     Raises:
         UserError: The recipe cannot run, or nothing tells the model's architecture.
     """
-    given = load_recipe(recipe, overrides)
+    load = recipe_loader(recipe)
+    given = load(overrides)
     check_recipe(given, engine=engine_for(given))
     found = _architecture(given, model)
 
     def replan(more: Sequence[str]) -> Plan:
-        return make_plan(load_recipe(recipe, [*overrides, *more]), found.config, gpu=gpu)
+        return make_plan(load([*overrides, *more]), found.config, gpu=gpu)
 
     made = make_plan(given, found.config, gpu=gpu)
     time = None if made.gpu is None else time_rows(given, found.config, made.gpu)

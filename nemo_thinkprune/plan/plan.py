@@ -50,8 +50,8 @@ class Plan:
     """What a run needs.
 
     `phases` are of one GPU under NeMo-RL (`engine` nemo-rl), or the resident host memory of one rank of the local
-    engine on CPUs; `capacity` is what there is of it: the GPU, or one rank's part of this machine. `host` is the
-    memory of one training node under NeMo-RL. `generation` is one GPU of the vLLM engine.
+    engine on CPUs; `capacity` is what there is of it: the GPU, or one rank's part of this machine. `generation` is one
+    GPU of the vLLM engine.
     """
 
     recipe: Recipe
@@ -62,7 +62,11 @@ class Plan:
     capacity: int
     gpu: Gpu | None = None
     generation: Engine | None = None
-    host: tuple[PhaseMemory, ...] = ()
+
+    @property
+    def host(self) -> tuple[PhaseMemory, ...]:
+        """Phases of the fullest training node's memory; none for the local engine, whose `phases` are that."""
+        return () if self.gpu is None else tuple(host_phases(self.recipe, self.model))
 
     @property
     def disk(self) -> Disk:
@@ -79,6 +83,20 @@ class Plan:
     def worst(self) -> PhaseMemory:
         """The phase and stage that need most."""
         return worst(self.phases)
+
+    def place(self, one: PhaseMemory) -> str:
+        """The phase and where it is: "generate (rollout GPUs)" on GPUs of its own, else "save, stage 3"."""
+        if self.apart(one):
+            return f"{one.phase} (rollout GPUs)"
+        return f"{one.phase}, stage {one.stage}" if self.split.pp > 1 else one.phase
+
+    def apart(self, one: PhaseMemory) -> bool:
+        """Whether a phase is on GPUs that do nothing else, which have no pipeline stage of the trainer."""
+        return (
+            self.gpu is not None
+            and one.phase == "generate"
+            and not self.recipe.policy.generation.colocated.enabled
+        )
 
     @property
     def shortages(self) -> list[Shortage]:
@@ -98,7 +116,10 @@ class Plan:
 
 
 def engine_for(recipe: Recipe) -> EngineName:
-    """The engine that a plan is made for: the local one where the recipe asks for CPUs."""
+    """The engine that a plan is made for: the local one where the recipe asks for CPUs.
+
+    What the local engine needs of a GPU is not known: no formula here is for that.
+    """
     return LOCAL if recipe.thinkprune.runtime.device == "cpu" else NEMO_RL
 
 
@@ -131,11 +152,10 @@ def make_plan(recipe: Recipe, model: ModelConfig, *, gpu: str, host_bytes: int |
         model=model,
         engine=NEMO_RL,
         split=split,
-        phases=tuple(gpu_phases(recipe, model, gpu_bytes=device.memory_bytes)),
+        phases=tuple(gpu_phases(recipe, model, gpu=device)),
         capacity=device.memory_bytes,
         gpu=device,
-        generation=engine_of(recipe, model, gpu_bytes=device.memory_bytes),
-        host=tuple(host_phases(recipe, model)),
+        generation=engine_of(recipe, model, gpu=device),
     )
 
 
@@ -187,8 +207,7 @@ def _too_much(plan: Plan) -> Shortage | None:
     over = most.bytes - plan.capacity
     if over <= 0:
         return None
-    where = f"stage {most.stage}" if plan.split.pp > 1 else "every rank"
-    return Shortage(f"{most.phase} on {where} needs {gib(most.bytes)} of {gib(plan.capacity)}", over)
+    return Shortage(f"{plan.place(most)}: needs {gib(most.bytes)} of {gib(plan.capacity)}", over)
 
 
 def _generation(plan: Plan) -> list[Shortage]:

@@ -13,7 +13,7 @@ FORMAT = 1
 
 def plan_values(plan: Plan, *, name: str, source: str, advice: Advice | None) -> dict[str, Any]:
     """The memory of a plan."""
-    split, most = plan.split, plan.worst
+    split, host = plan.split, plan.host
     return {
         "format": FORMAT,
         "recipe": name,
@@ -24,11 +24,11 @@ def plan_values(plan: Plan, *, name: str, source: str, advice: Advice | None) ->
         "capacity_bytes": plan.capacity,
         "layout": {"tp": split.tp, "pp": split.pp, "dp": split.dp, "cp": split.cp,
                    "sequence_parallel": split.sequence_parallel},
-        "phases": [_phase(one) for one in plan.phases],
-        "worst": {"phase": most.phase, "stage": most.stage, "bytes": most.bytes},
+        "phases": [_of_plan(plan, one) for one in plan.phases],
+        "worst": _worst(plan),
         "generation": _generation(plan),
-        "host": [_phase(one) for one in plan.host],
-        "host_worst_bytes": worst(plan.host).bytes if plan.host else None,
+        "host": [_phase(one) for one in host],
+        "host_worst_bytes": worst(host).bytes if host else None,
         "disk": _disk(plan),
         "not_counted": unplanned(plan.recipe),
         "fits": plan.fits,
@@ -45,6 +45,16 @@ def _phase(one: PhaseMemory) -> dict[str, Any]:
         "bytes": one.bytes,
         "parts": [_part(part) for part in one.parts],
     }
+
+
+def _of_plan(plan: Plan, one: PhaseMemory) -> dict[str, Any]:
+    """A phase; "gpus" is rollout where they do nothing but generate, and there `stage` means nothing."""
+    return {**_phase(one), "gpus": "rollout" if plan.apart(one) else "training"}
+
+
+def _worst(plan: Plan) -> dict[str, Any]:
+    most = plan.worst
+    return {"phase": most.phase, "stage": most.stage, "bytes": most.bytes, "place": plan.place(most)}
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def _generation(plan: Plan) -> dict[str, Any] | None:
         "cache_bytes_per_token": engine.token_bytes,
         "cache_blocks": engine.blocks,
         "cache_tokens": engine.tokens,
+        "most_sequences": engine.most_sequences,
         "sequences_at_once": engine.sequences,
     }
 
@@ -80,9 +91,8 @@ def _generation(plan: Plan) -> dict[str, Any] | None:
 def _advice(advice: Advice | None) -> dict[str, Any] | None:
     if advice is None:
         return None
-    most = advice.plan.worst
     return {
         "overrides": list(advice.overrides),
         "costs": [change.cost for change in advice.changes],
-        "worst": {"phase": most.phase, "stage": most.stage, "bytes": most.bytes},
+        "worst": _worst(advice.plan),
     }

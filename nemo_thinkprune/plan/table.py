@@ -37,7 +37,7 @@ def lines(plan: Plan, *, source: str, time: TimePlan | None, advice: Advice | No
 def verdict(plan: Plan, advice: Advice | None) -> list[str]:
     """Fits or not, by how much, and the smallest change that fits."""
     most = plan.worst
-    where = f"{most.phase}, stage {most.stage}" if plan.split.pp > 1 else most.phase
+    where = plan.place(most)
     room = plan.capacity - most.bytes
     if plan.fits:
         return [
@@ -55,7 +55,7 @@ def verdict(plan: Plan, advice: Advice | None) -> list[str]:
     found.append("  " + " ".join(_quoted(text) for text in advice.overrides))
     found += [f"  costs: {change.cost}" for change in advice.changes]
     found.append(
-        f"  planned again: {gib(after.worst.bytes)} of {gib(after.capacity)} at the worst ({after.worst.phase})"
+        f"  planned again: {gib(after.worst.bytes)} of {gib(after.capacity)} at the worst ({after.place(after.worst)})"
     )
     return found
 
@@ -71,7 +71,8 @@ def _head(plan: Plan, source: str) -> list[str]:
     if plan.engine == LOCAL:
         what = f"the local engine on CPUs: resident memory of one rank, {split.world} on this machine"
     else:
-        what = f"NeMo-RL with Megatron-Core and vLLM: memory of one {plan.gpu.name if plan.gpu else ''}"
+        name = plan.gpu.name if plan.gpu else ""
+        what = f"NeMo-RL (the local engine is planned on CPUs alone, not on GPUs): memory of one {name}"
     return [
         f"{recipe.policy.model_name} (architecture: {source})",
         f"{what}; {layout}",
@@ -94,8 +95,11 @@ def _phases(plan: Plan) -> list[str]:
     for name in PHASES:
         of_phase = {one.stage: one for one in plan.phases if one.phase == name}
         if of_phase:
-            most = max(one.bytes for one in of_phase.values())
-            rows.append([name, *(_number(of_phase[stage].bytes) for stage in shown), _number(most)])
+            most = worst(list(of_phase.values()))
+            if plan.apart(most):
+                rows.append([plan.place(most), *("" for _ in shown), _number(most.bytes)])
+                continue
+            rows.append([name, *(_number(of_phase[stage].bytes) for stage in shown), _number(most.bytes)])
     rows.append(["there is", *("" for _ in shown), _number(plan.capacity)])
     return render(head, rows).splitlines()
 
@@ -105,16 +109,16 @@ def _parts(plan: Plan) -> list[str]:
     for name in PHASES:
         of_phase = [one for one in plan.phases if one.phase == name]
         if of_phase:
-            found.append(_made_of(worst(of_phase)))
+            found.append(_made_of(plan, worst(of_phase)))
     return found
 
 
-def _made_of(one: PhaseMemory) -> str:
+def _made_of(plan: Plan, one: PhaseMemory) -> str:
     parts = [
         f"{part.name} {_small(part.bytes)}{_ASSUMED if part.assumed else ''}"
         for part in sorted(one.parts, key=lambda part: -part.bytes)
     ]
-    return f"  {one.phase} (stage {one.stage}): {', '.join(parts)}"
+    return f"  {plan.place(one)}: {', '.join(parts)}"
 
 
 def _generation(plan: Plan) -> Iterator[str]:
@@ -130,8 +134,8 @@ def _generation(plan: Plan) -> Iterator[str]:
 
 
 def _host(plan: Plan) -> Iterator[str]:
-    if plan.host:
-        most = worst(plan.host)
+    if host := plan.host:
+        most = worst(host)
         parts = ", ".join(f"{part.name} {_small(part.bytes)}" for part in most.parts)
         yield f"host memory of a node: {gib(most.bytes)} ({most.phase}: {parts}); processes themselves not counted"
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from checkpoints_tools.model_config import ModelConfig
-from nemo_thinkprune.costs.assumed import running_sequences
 from nemo_thinkprune.costs.flops import RECOMPUTE_ALL, Work
 from nemo_thinkprune.costs.gpus import Gpu
 from nemo_thinkprune.costs.kv_cache import engine_of
@@ -28,7 +27,7 @@ RESPONSE_SOURCE = "NeMo-RL's published Qwen3-32B rows have 3251 of 3992 tokens"
 PROMPT_TOKENS = 128
 PROMPT_SOURCE = "NeMo-RL's published rows have 104 (Qwen3-32B) and 127 (Llama 3.1 8B): docs/performance.md"
 KNOWN_ERROR = (
-    "against NeMo-RL's published steps of dense models such predictions were 2% to 23% too short on H100 and 33% to "
+    "against NeMo-RL's published steps of dense models such predictions were 2% to 22% too short on H100 and 33% to "
     "48% on GB200: take them as a lower bound (docs/performance.md)"
 )
 
@@ -156,10 +155,8 @@ def _work(recipe: Recipe, *, prompt: int, mean: float, limit: int) -> Work:
 
 
 def _engines(recipe: Recipe, model: ModelConfig, gpu: Gpu) -> Engines:
-    config, kwargs = recipe.policy.generation.vllm_cfg, recipe.policy.generation.vllm_kwargs
-    engine = engine_of(recipe, model, gpu_bytes=gpu.memory_bytes)
-    # vllm/engine/arg_utils.py, get_batch_defaults: the A100 keeps the smaller number whatever its memory
-    default = 256 if gpu.name.startswith("a100") else running_sequences(gpu.memory_bytes)
+    config = recipe.policy.generation.vllm_cfg
+    engine = engine_of(recipe, model, gpu=gpu)
     return Engines(
         count=max(
             1, rollout_gpus(recipe).count // (config.tensor_parallel_size * config.pipeline_parallel_size)
@@ -168,7 +165,7 @@ def _engines(recipe: Recipe, model: ModelConfig, gpu: Gpu) -> Engines:
         weight_bytes=engine.weights,
         cache_tokens=engine.tokens,
         token_bytes=engine.token_bytes,
-        most_sequences=int(kwargs.get("max_num_seqs") or default),
+        most_sequences=engine.most_sequences,
     )
 
 

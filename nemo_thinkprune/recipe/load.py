@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,25 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         UserError: naming every unknown key with the nearest valid one, every wrong type, duplicate key and
             unresolved reference, each with file and line.
     """
+    return recipe_loader(path)(overrides)
+
+
+def recipe_loader(path: str | os.PathLike[str]) -> Callable[[Sequence[str]], Recipe]:
+    """`load_recipe` for many overrides: the files are read now and once, each call takes overrides.
+
+    Raises:
+        UserError: a file that cannot be read; from each call as `load_recipe`.
+    """
     file = find_recipe(path)
-    layers = read_layers(file)
-    for text in overrides:
-        apply_override(layers, text)
-    return _validated(layers, shown(file))
+    read = read_layers(file)
+
+    def load(overrides: Sequence[str]) -> Recipe:
+        layers = copy.deepcopy(read)
+        for text in overrides:
+            apply_override(layers, text)
+        return _validated(layers, shown(file))
+
+    return load
 
 
 def recipe_from_dict(

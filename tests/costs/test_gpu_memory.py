@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nemo_thinkprune.costs.gpus import GPUS
 from nemo_thinkprune.costs.host_memory import host_phases
 from nemo_thinkprune.costs.known_models import known_models
 from nemo_thinkprune.costs.memory import gpu_phases, held, largest_tensor_bytes
@@ -13,7 +14,7 @@ from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.recipe.schema import Recipe
 
 QWQ = known_models()["Qwen/QwQ-32B"]
-H100 = 81_089 * 2**20
+H100 = GPUS["h100-80g"].memory_bytes
 OPTIMIZER = "policy.megatron_cfg.optimizer"
 
 
@@ -28,7 +29,7 @@ def one(phases: list[PhaseMemory], name: str, stage: int = 0) -> dict[str, int]:
 
 
 def planned(*overrides: str) -> list[PhaseMemory]:
-    return gpu_phases(recipe(*overrides), QWQ, gpu_bytes=H100)
+    return gpu_phases(recipe(*overrides), QWQ, gpu=GPUS["h100-80g"])
 
 
 def test_every_phase_of_every_stage_and_none_is_a_sum_of_others() -> None:
@@ -76,16 +77,16 @@ def test_generation_takes_vllms_share_and_what_training_keeps() -> None:
     assert 0 <= int(0.6 * H100) - sum(parts.values()) < 16 * 65_536
     assert reserve == 4 * GIB
     alone = load_recipe("qwq-32b-4k-8n8g-async")
-    apart = one(gpu_phases(alone, QWQ, gpu_bytes=H100), "generate")
+    apart = one(gpu_phases(alone, QWQ, gpu=GPUS["h100-80g"]), "generate")
     assert sum(apart.values()) <= int(0.8 * H100) and "trainer's reserve" not in apart
 
 
 def test_log_probs_keep_the_optimizer_only_where_generation_is_elsewhere() -> None:
     assert "optimizer" not in one(planned(), "log-probs")
     alone = load_recipe("qwq-32b-4k-8n8g-async")
-    assert one(gpu_phases(alone, QWQ, gpu_bytes=H100), "log-probs")["optimizer"] > 0
+    assert one(gpu_phases(alone, QWQ, gpu=GPUS["h100-80g"]), "log-probs")["optimizer"] > 0
     offloaded = load_recipe("qwq-32b-4k-8n8g-async", ["policy.offload_optimizer_for_logprob=true"])
-    assert "optimizer" not in one(gpu_phases(offloaded, QWQ, gpu_bytes=H100), "log-probs")
+    assert "optimizer" not in one(gpu_phases(offloaded, QWQ, gpu=GPUS["h100-80g"]), "log-probs")
 
 
 def test_only_the_last_stage_has_logits() -> None:

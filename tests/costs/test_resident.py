@@ -91,6 +91,21 @@ def test_sampling_keeps_prompts_once_and_packed_weights(recipe) -> None:
     assert made["logits"] == 3 * 4 * 8 * 384
 
 
+def test_a_tied_output_projection_is_packed_beside_the_embedding(recipe) -> None:
+    tied = small_config("Qwen2ForCausalLM", dtype="float32", tied=True)
+    assert (
+        parts(recipe(), "generate", tied)["weights packed for sampling"]
+        == parts(recipe(), "generate")["weights packed for sampling"]
+    )
+
+
+def test_a_cache_of_long_responses_is_cut_layer_by_layer(recipe) -> None:
+    """Three times the keys or values of one layer: those of 7 rows, 2 heads of 8, 2000 tokens."""
+    made = parts(recipe("thinkprune.limits=[2000]"), "generate")
+    assert made["a layer's cache cut to fewer rows"] == 3 * 2 * 8 * 7 * 2000 * 4
+    assert "workspace of a layer" not in made
+
+
 def test_the_largest_micro_batch_counts_a_prompt_once(recipe) -> None:
     """A prompt of 240 and two responses of 16, each without its last token: 270."""
     assert recipe().policy.sequence_packing.train_mb_tokens == 320

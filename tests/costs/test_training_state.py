@@ -28,14 +28,14 @@ def test_a_shared_buffer_is_padded_and_its_parts_are_uneven() -> None:
     # last parameter first; starts at multiples of 64, the end at one of lcm(3, 128) = 384
     buffer = gradient_buffer(SIZES, shards=3, distributed=True, bucket_size=None)
     assert buffer.buckets == (Bucket(0, 384, ((0, 10), (64, 134), (192, 292))),)
-    assert [buffer.owned(rank, 3) for rank in range(3)] == [10 + 64, 6 + 64, 36]
+    assert buffer.owned(3) == [10 + 64, 6 + 64, 36]
 
 
 def test_buckets_close_when_they_are_large_enough() -> None:
     buffer = gradient_buffer(SIZES, shards=2, distributed=True, bucket_size=100)
     # 10 at 0 and 70 at 64 reach 134 >= 100: closed at 256; then 100 at 256, closed at 384
     assert [(b.start, b.end) for b in buffer.buckets] == [(0, 256), (256, 384)]
-    assert [buffer.owned(rank, 2) for rank in range(2)] == [10 + 64 + 64, 6 + 36]
+    assert buffer.owned(2) == [10 + 64 + 64, 6 + 36]
 
 
 def test_a_tied_embedding_over_stages_has_a_bucket_of_its_own() -> None:

@@ -40,8 +40,9 @@ def test_text_has_phases_stages_parts_assumptions_disk_and_time() -> None:
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[6:13]] == list(PHASES)
     assert "stage 3" in lines[4]
-    assert "88 sequences of 5056 tokens" in text
-    assert "* assumed, vLLM asleep" in text
+    assert "78 sequences of 5056 tokens" in text
+    assert "* assumed, vLLM asleep" in text and "* assumed, refit buffer" in text
+    assert "the local engine is planned on CPUs alone" in lines[1]
     assert "checkpoints on disk: 393 GB each, every 20 steps" in text
     assert "step time (predicted" in text
 
@@ -55,6 +56,21 @@ def test_what_does_not_fit_ends_with_1_and_tells_by_how_much_where_and_what_to_d
     assert last[3] == "  policy.generation.vllm_cfg.gpu_memory_utilization=0.94"
     pasted = last[3].split()
     assert run("qwq-32b-4k-4n8g", *pasted)[0] == 0
+
+
+def test_generation_on_gpus_of_its_own_is_no_stage_of_the_trainer() -> None:
+    _, text = run("qwq-32b-4k-8n8g-async")
+    lines = text.splitlines()
+    row = next(line for line in lines if line.startswith("generate (rollout GPUs)"))
+    assert len(row.split()) == 4  # one number: it has no stages
+    assert "at the worst (generate (rollout GPUs): " in lines[-1]
+    assert "* assumed, two broadcast buffers" in text
+    cache = "policy.generation.vllm_kwargs={kv_cache_memory_bytes: 90000000000}"
+    assert "generate (rollout GPUs): needs" in run("qwq-32b-4k-8n8g-async", cache)[1]
+    found = values("qwq-32b-4k-8n8g-async")
+    assert found["worst"]["place"] == "generate (rollout GPUs)"
+    assert {one["gpus"] for one in found["phases"] if one["phase"] == "generate"} == {"rollout"}
+    assert {one["gpus"] for one in found["phases"] if one["phase"] != "generate"} == {"training"}
 
 
 def test_json_has_the_same_numbers_with_units_in_their_names() -> None:
