@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --folder DIR [--out scaling.svg] [--steps 2] [--warmup 1] [--passes 2]
                                  [--only lengths,batch,ranks] [--longest 2048]
 
-Each point is one `thinkprune bench --fixed-length` of the quickstart's task on a random Qwen2 of 3.3 million
+Each point is one `thinkprune bench --fixed-length` of the quickstart's task on a random Qwen2 of 4.0 million
 parameters in float32 (hidden size 256, 4 layers), one thread a rank, in rank processes of its own: end tokens are
 not honoured, so that every response has the full length whatever is sampled. No random model is ever right, so all
 rewards are 0; the update's products do not depend on that. Sweeps:
