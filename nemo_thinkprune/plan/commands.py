@@ -63,11 +63,9 @@ def plan(
     time = None if made.gpu is None else time_rows(given, found.config, made.gpu)
     built = _built(made, given, found.config, say=_silent if as_json else say) if build else None
     answer = _Answer(made, advise(made, replan), time, built, found.source)
-    if as_json:
-        say(json.dumps(_values(answer, name=recipe), indent=2))
-    else:
-        for line in _lines(answer):
-            say(line)
+    texts = [json.dumps(_values(answer, name=recipe), indent=2)] if as_json else _lines(answer)
+    for text in texts:
+        say(text)
     return FITS if made.fits and (built is None or built.equal) else DOES_NOT_FIT
 
 
