@@ -41,8 +41,10 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         result = torch.empty_like(gate_up)
         of_gate, of_up = result.chunk(2, dim=-1)
-        torch.mul(torch.nn.functional.silu(gate), grad, out=of_up)
-        torch.ops.aten.silu_backward(grad * up, gate, grad_input=of_gate)
+        torch.ops.aten.silu.out(gate, out=of_up)
+        of_up.mul_(grad)
+        torch.mul(grad, up, out=of_gate)
+        torch.ops.aten.silu_backward(of_gate, gate, grad_input=of_gate)
         return result
 
 

@@ -14,7 +14,7 @@ from megatron.core.optimizer import OptimizerConfig
 from checkpoints_tools.hf_config import read_hf_config
 from nemo_thinkprune.data.tokenizer import end_tokens, load_tokenizer
 from nemo_thinkprune.policy.checkpoint import load_torch_dist
-from nemo_thinkprune.policy.device import megatron_device, resolve_device
+from nemo_thinkprune.policy.device import keep_freed_memory, megatron_device, resolve_device
 from nemo_thinkprune.policy.model import ModelOptions
 from nemo_thinkprune.policy.parallel import Layout, model_parallel
 from nemo_thinkprune.policy.policy import BatchOptions, Policy
@@ -70,6 +70,8 @@ def open_session(job: Job, context: RankContext, *, optimizer: OptimizerConfig |
     recipe = job.recipe
     runtime, megatron = recipe.thinkprune.runtime, recipe.policy.megatron_cfg
     device = resolve_device(runtime.device, context.rank)
+    if device.type == "cpu":
+        keep_freed_memory()
     with (
         megatron_device(device, threads=runtime.threads_per_rank, seed=recipe.grpo.seed),
         model_parallel(
