@@ -23,6 +23,7 @@ from nemo_thinkprune.data.problems import Problem
 from nemo_thinkprune.data.prompts import Prompt
 from nemo_thinkprune.recipe.load import load_recipe
 from nemo_thinkprune.rewards.types import Reason, Verdict
+from nemo_thinkprune.training import session
 from nemo_thinkprune.training.checkpointing import Checkpointer
 from nemo_thinkprune.training.job import Job
 from nemo_thinkprune.training.loop import train_step
@@ -103,6 +104,8 @@ def main() -> None:
     )
     silent = os.open(os.devnull, os.O_WRONLY)
     context = RankContext(rank=rank, world=world, rendezvous=folder / "rendezvous", pipe=silent)
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # the engine would set another one
+        session.keep_freed_memory = lambda: None
     peaks = Peaks()
     with peaks.of("start"):
         warm_imports()

@@ -6,9 +6,9 @@ Prints what stands in docs/performance.md as Markdown (also memory_truth.md of t
 run took.  Of each mode the folder gets the measurements (MODE.json) and a picture (MODE.svg).  Runs that MODE.json
 already has are not repeated without --again, but compared with the plan as it is now.
 
-as_it_comes: as users run it, compared with the whole plan.  How much of what was freed glibc's allocator keeps depends
-on the order of all that was allocated.  given_back: it is told to give every block of 128 KiB and more back at once
-(MALLOC_MMAP_THRESHOLD_), and compared with the plan without the part that names what it keeps.
+as_it_comes: as users run it, compared with the whole plan.  given_back: glibc's allocator is told to give every block
+of 128 KiB and more back at once (MALLOC_MMAP_THRESHOLD_) and not, as the engine tells it, to keep what is freed;
+compared with the plan without the part that names what it keeps.
 
 Each rank is a process of its own (benchmarks/memory_rank.py); the scoring pool is replaced, so that no other process
 is counted.
@@ -49,7 +49,7 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     GIVEN_BACK: {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)},
 }
 TITLES = {
-    AS_IT_COMES: "As it comes: the allocator left alone, as users run it, against the whole plan",
+    AS_IT_COMES: "As users run it, against the whole plan",
     GIVEN_BACK: f'Freed blocks given back at once, against the plan without its part "{KEPT}"',
 }
 

@@ -6,10 +6,9 @@ the kernel's high-water mark (VmHWM).  Processes of the scoring pool are others'
 x memory_mb at most.
 
 glibc's allocator (malloc(3), mallopt(3)): blocks of 32 MiB and more are mapped and given back when they are freed.
-Smaller ones come from a heap that shrinks only from its top, and only when more than 64 MiB lie free there
-(M_MMAP_THRESHOLD grows to the largest block that was freed, at most 32 MiB; M_TRIM_THRESHOLD is twice that); a single
-living block near the top keeps all below it resident.  So a phase is planned with the largest amount of small blocks
-that any phase of a step has at once, whichever phase made them, and with twice the largest small block at least.
+Smaller ones come from a heap that the local engine has told never to shrink (policy/device.py, `keep_freed_memory`).
+So a phase is planned with the largest amount of small blocks that any phase of a step has at once, whichever phase
+made them, and with twice the largest small block at least.  Gaps in the heap that no block fits into are not planned.
 """
 
 from __future__ import annotations
