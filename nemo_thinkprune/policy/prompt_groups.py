@@ -102,21 +102,25 @@ def pack_groups(
         tokens += [0] * padding
         places += range(padding)
     chosen = [sequences[i] for i in order]
-    longest = max(places) + 1
     return MicroBatch(
         indices=order,
         tokens=torch.tensor(tokens, dtype=torch.int64, device=device),
-        attention=PromptGroups(
-            qkv_format=FORMAT,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-            groups=tuple(groups),
-            position_ids=torch.tensor(places, dtype=torch.int64, device=device),
-        ),
+        attention=_description(groups, places, device),
         positions=torch.tensor(predictors, dtype=torch.int64, device=device),
         targets=torch.tensor([t for s in chosen for t in s.response_ids], dtype=torch.int64, device=device),
         lengths=[len(s.response_ids) for s in chosen],
         fields=fields_of(chosen, device=device),
+    )
+
+
+def _description(groups: Sequence[PromptGroup], places: Sequence[int], device: torch.device) -> PromptGroups:
+    longest = max(places) + 1
+    return PromptGroups(
+        qkv_format=FORMAT,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        groups=tuple(groups),
+        position_ids=torch.tensor(places, dtype=torch.int64, device=device),
     )
 
 
