@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import step_work as work
+from step_picture import bars
 
 from checkpoints_tools.hf_config import read_hf_config
 from checkpoints_tools.random_init import random_hf_init
@@ -193,8 +194,6 @@ def phases(row: dict[str, Any]) -> dict[str, float]:
 
 def picture(workers: Sequence[Worker]) -> str:
     """Each trainer's step as a bar of its phases, in CPU seconds."""
-    from step_picture import bars
-
     parts = {w.name: {p: _median(phases(r)[p] for r in w.rows) for p in PHASES} for w in workers}
     whole = {w.name: [r["cpu_s"] for r in w.rows] for w in workers}
     return bars(parts, whole)

@@ -1,8 +1,9 @@
 """The one module that knows on which device Megatron-Core runs.
 
 Megatron-Core 0.16 assumes CUDA in its factory calls, its RNG tracker, its checkpoint writer and some dtype
-checks. On a CPU machine `megatron_device` redirects those few places for the length of a `with` block and puts
-them back on exit; on a GPU machine it selects the device and patches nothing.
+checks. On a CPU machine `megatron_device` redirects those few places for the length of a `with` block, and two
+operations that a CPU does quicker in another way (linear layers, rotary embedding), and puts them back on exit; on
+a GPU machine it selects the device and patches nothing.
 """
 
 from __future__ import annotations
